@@ -1,0 +1,350 @@
+"""Two augmented views of a batch of images, each image with random parameters of its own.
+
+The distribution is that of torchvision's transforms in the order of the authors' release: RandomResizedCrop,
+ColorJitter, RandomGrayscale, GaussianBlur, RandomHorizontalFlip. The work is done on whole batches, on the device the
+images are on. Cropping, resizing and flipping together are one linear map along each axis, and so is blurring: both
+are two batched matrix products.
+
+Parameters are drawn on the device of the image indices. Which images an operation applies to is decided there too, so
+that with indices on the CPU a GPU is never waited for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from simsiam.config import AugmentSettings
+from simsiam.randomness import derive, uniform
+
+NUM_TRIES = 10  # RandomResizedCrop's, before it falls back to a central crop
+LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
+BLOCK = 2**19  # numbers in the part of a batch that a CPU works on at a time, so that it stays in the cache
+
+
+@dataclass(frozen=True)
+class ViewParameters:
+    """The random numbers of one view of N images; every field has length N."""
+
+    top: Tensor  # crop box in pixels of the source image, int64
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    flip: Tensor  # bool
+    order: Tensor  # (N, 4) int64: which of brightness, contrast, saturation, hue (0 to 3) comes first, second ...
+    jitter: Tensor  # bool: whether the four are applied at all
+    brightness: Tensor  # factors, at least 0; 1 changes nothing
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor  # shift in turns, within -+ 0.5; 0 changes nothing
+    grey: Tensor  # bool
+    blur_sigma: Tensor  # standard deviation in pixels of the view; 0: no blur
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The fields, in the order of declaration."""
+        return (getattr(self, field.name) for field in fields(self))
+
+
+# --- drawing -----------------------------------------------------------------------------------------------------
+
+
+def draw(
+    settings: AugmentSettings, height: int | Tensor, width: int | Tensor, index: Tensor, *, key: int
+) -> ViewParameters:
+    """The parameters of one view of N images, each a function of ``key`` and the image's index alone.
+
+    height, width: size of the source images in pixels, one for all or (N,). index: (N,) int64. The parameters are on
+    the index's device and are distributed as torchvision's.
+    """
+    # float64: a whole number below n is floor(n * u), and the n itself must not come up by rounding.
+    u = uniform(key, index, 2 * NUM_TRIES + 12).double()  # (N, 32)
+    area_draws, ratio_draws, rest = torch.split(u, [NUM_TRIES, NUM_TRIES, 12], dim=1)
+    top, left, flip, order, jitter, brightness, contrast, saturation, hue, grey, blur, sigma = rest.unbind(1)
+    box = _draw_box(settings, height, width, area_draws, ratio_draws, top, left)
+    orders = torch.tensor(list(itertools.permutations(range(4))), device=index.device)  # (24, 4)
+    return ViewParameters(
+        *box,
+        flip=flip < settings.flip_probability,
+        order=orders[(order * len(orders)).long()],
+        jitter=jitter < settings.jitter_probability,
+        brightness=_factor(brightness, settings.brightness),
+        contrast=_factor(contrast, settings.contrast),
+        saturation=_factor(saturation, settings.saturation),
+        hue=_within(hue, -settings.hue, settings.hue).float(),
+        grey=grey < settings.grey_probability,
+        blur_sigma=torch.where(blur < settings.blur_probability, _within(sigma, *settings.blur_sigma).float(), 0.0),
+    )
+
+
+def _within(u: Tensor, low: float, high: float) -> Tensor:
+    return u * (high - low) + low
+
+
+def _factor(u: Tensor, strength: float) -> Tensor:
+    return _within(u, max(0.0, 1 - strength), 1 + strength).float()
+
+
+def _draw_box(
+    settings: AugmentSettings,
+    height: int | Tensor,
+    width: int | Tensor,
+    area_draws: Tensor,
+    ratio_draws: Tensor,
+    top_draw: Tensor,
+    left_draw: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """RandomResizedCrop.get_params for N images at once, from (N, tries) and (N,) uniform numbers."""
+    full_height = torch.as_tensor(height, device=top_draw.device).expand(len(top_draw))
+    full_width = torch.as_tensor(width, device=top_draw.device).expand(len(top_draw))
+
+    area = (full_height * full_width)[:, None] * _within(area_draws, *settings.crop_scale)
+    ratio = _within(ratio_draws, *(math.log(bound) for bound in settings.crop_ratio)).exp()
+    widths = (area * ratio).sqrt().round().long()
+    heights = (area / ratio).sqrt().round().long()
+    fits = (widths > 0) & (widths <= full_width[:, None]) & (heights > 0) & (heights <= full_height[:, None])
+    first = fits.int().argmax(dim=1, keepdim=True)  # of equal maxima, the first
+
+    # Fallback: the largest central crop whose ratio is allowed.
+    low, high = settings.crop_ratio
+    central_height = torch.minimum(full_height, (full_width / low).round().long())
+    central_width = torch.minimum(full_width, (full_height * high).round().long())
+
+    found = fits.any(dim=1)
+    crop_height = torch.where(found, heights.gather(1, first).squeeze(1), central_height)
+    crop_width = torch.where(found, widths.gather(1, first).squeeze(1), central_width)
+    free_height, free_width = full_height - crop_height, full_width - crop_width
+    top = torch.where(found, (top_draw * (free_height + 1)).long(), free_height // 2)
+    left = torch.where(found, (left_draw * (free_width + 1)).long(), free_width // 2)
+    return top, left, crop_height, crop_width
+
+
+# --- applying ----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def views(
+    images: Tensor,
+    index: Tensor,
+    settings: AugmentSettings,
+    *,
+    seed: int,
+    epoch: int,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """The two views x1, x2 of a batch, normalised by ``mean`` and ``std`` of each channel: (N, C, size, size) float32.
+
+    images: (N, C, H, W), uint8 or float in [0, 1]. index: (N,) int64, the images' places in the data set.
+    """
+    height, width = images.shape[2:]
+    x1, x2 = (draw(settings, height, width, index, key=view_key(seed, view, epoch)) for view in (1, 2))
+    both = ViewParameters(*(torch.cat(pair) for pair in zip(x1, x2, strict=True)))
+    return _normalised(apply(images.repeat(2, 1, 1, 1), both, size), mean, std)
+
+
+def view_key(seed: int, view: int, epoch: int) -> int:
+    """The key that the parameters of view 1 or 2 are drawn with."""
+    return derive(seed, "view", view, epoch)
+
+
+@torch.no_grad()
+def views_of_crops(
+    crops: Tensor,
+    index: Tensor,
+    settings: AugmentSettings,
+    *,
+    seed: int,
+    epoch: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """As :func:`views`, of crops (2N, C, S, S) uint8 that a loader has cut and resized: N of view 1, then N of view 2.
+
+    The loader's crops come from the same draws (:func:`draw` with :func:`view_key`); what follows is done here.
+    """
+    size = crops.shape[3]
+    x1, x2 = (draw(settings, size, size, index, key=view_key(seed, view, epoch)) for view in (1, 2))
+    both = ViewParameters(*(torch.cat(pair) for pair in zip(x1, x2, strict=True)))
+    return _normalised(apply(crops, both, size, crop=False), mean, std)
+
+
+def _normalised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    x.sub_(torch.tensor(mean)[:, None, None].to(x.device, non_blocking=True))
+    x.div_(torch.tensor(std)[:, None, None].to(x.device, non_blocking=True))
+    return x[: len(x) // 2], x[len(x) // 2 :]
+
+
+def apply(images: Tensor, parameters: ViewParameters, size: int, *, crop: bool = True) -> Tensor:
+    """One view of each image: (N, C, size, size) float32 in [0, 1].
+
+    images: (N, C, H, W) with C of 1 or 3, uint8 or float in [0, 1]. The parameters may be on another device. Without
+    ``crop`` the images are taken to be the crops already, of the right size but not flipped yet.
+    """
+    view = torch.empty(len(images), images.shape[1], size, size, device=images.device)
+    num = max(1, BLOCK // (images.shape[1] * size * size)) if images.device.type == "cpu" else len(images)
+    blocks = zip(*(torch.split(part, num) for part in (view, images, *parameters)), strict=True)
+    for view_block, images_block, *parameters_block in blocks:
+        view_block.copy_(_apply(images_block, ViewParameters(*parameters_block), size, crop))
+    return view
+
+
+def _apply(images: Tensor, parameters: ViewParameters, size: int, crop: bool) -> Tensor:
+    device = images.device
+    if crop:
+        box = (parameters.top, parameters.left, parameters.height, parameters.width, parameters.flip)
+        x = resized_crop(images, *(part.to(device, non_blocking=True) for part in box), size=size)
+    else:
+        x = images.float() / 255 if images.dtype == torch.uint8 else images
+        flip = parameters.flip.to(device, non_blocking=True)[:, None, None, None]
+        x = torch.where(flip, x.flip(3), x)
+    x = color_jitter(x, parameters)
+    if x.shape[1] == 3 and len(chosen := parameters.grey.nonzero().squeeze(1)):
+        chosen = chosen.to(device, non_blocking=True)
+        grey = greyscale(x.index_select(0, chosen))
+        x.index_copy_(0, chosen, grey.expand(-1, 3, -1, -1))
+    if len(chosen := parameters.blur_sigma.nonzero().squeeze(1)):
+        sigma = parameters.blur_sigma[chosen].to(device, non_blocking=True)
+        chosen = chosen.to(device, non_blocking=True)
+        x.index_copy_(0, chosen, gaussian_blur(x.index_select(0, chosen), sigma))
+    return x
+
+
+def color_jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
+    """ColorJitter, each image with its own order of the four operations. x: (N, C, H, W) in [0, 1], C of 1 or 3."""
+    operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+    factors = torch.stack((parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue), dim=1)
+    changes = parameters.jitter[:, None] & (factors != torch.tensor((1.0, 1.0, 1.0, 0.0), device=factors.device))
+    if x.shape[1] == 1:
+        changes[:, 2:] = False  # as torchvision: saturation and hue leave grey-scale data as it is
+    never = len(operations)
+    turn, operation = torch.where(changes, parameters.order.argsort(dim=1), never).sort(dim=1)  # (N, 4)
+    due = operation.masked_fill(turn == never, never)[:, (turn != never).any(dim=0)]  # (N, at most 4)
+
+    # In each turn the images are sorted by the operation that is due, so that each operation is done on a slice.
+    place = torch.arange(len(x), device=due.device)  # (N,): where each image is in x
+    for now in due.unbind(1):
+        image = now.argsort()  # (N,): the image that comes to each place
+        x = x.index_select(0, place[image].to(x.device, non_blocking=True))
+        sizes = now.bincount(minlength=never + 1).tolist()
+        *slices, rest = torch.split(x, sizes)
+        slice_factors = torch.split(factors[image].to(x.device, non_blocking=True), sizes)
+        done = [
+            operate(part, factor[:, number])
+            for number, (operate, part, factor) in enumerate(zip(operations, slices, slice_factors, strict=False))
+            if len(part) > 0
+        ]
+        x = torch.cat((*done, rest))
+        place = image.argsort()
+    return x.index_select(0, place.to(x.device, non_blocking=True))
+
+
+# --- operations --------------------------------------------------------------------------------------------------
+
+
+def resized_crop(
+    images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, flip: Tensor, *, size: int
+) -> Tensor:
+    """Crop each image to its box, resize it (bilinear, antialiased where it shrinks), mirror it where ``flip``.
+
+    images: (N, C, H, W), uint8 or float in [0, 1]; box and flip: (N,). Returns (N, C, size, size) float32 in [0, 1].
+    """
+    rows = _resizing(top, height, torch.zeros_like(flip), images.shape[2], size)
+    columns = _resizing(left, width, flip, images.shape[3], size)
+    if not images.is_floating_point():
+        columns.div_(torch.iinfo(images.dtype).max)
+    return _separable(images.float(), rows, columns)
+
+
+def _resizing(start: Tensor, length: Tensor, flip: Tensor, full: int, size: int) -> Tensor:
+    """The weights (N, size, full) that resize [start, start + length) of an axis of ``full`` pixels to ``size``."""
+    start, length = start[:, None], length[:, None]
+    scale = length / size  # (N, 1): source pixels in a pixel of the view
+    support = scale.clamp(min=1)  # half the width of the triangle that pixels are weighted by
+    target = torch.arange(size, device=start.device)
+    target = torch.where(flip[:, None], size - 1 - target, target)  # (N, size)
+    centre = ((target + 0.5) * scale + start - 0.5) / support  # (N, size)
+    pixel = torch.arange(full, device=start.device)
+    inside = (pixel >= start) & (pixel < start + length)
+    pixel = torch.where(inside, pixel / support, math.inf)  # (N, full): what is outside the box is out of reach
+    # Minus the triangle, which saves a pass: the sign cancels.
+    weights = (pixel[:, None] - centre[:, :, None]).abs_().sub_(1).clamp_(max=0)
+    return weights.div_(weights.sum(dim=2, keepdim=True))
+
+
+def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Map the two axes of images (N, C, H, W) by matrices (N, S, H) and (N, S, W): (N, C, S, S)."""
+    num, channels, height, width = x.shape
+    with torch.autocast(x.device.type, enabled=False):
+        x = torch.bmm(x.reshape(num, channels * height, width), columns.transpose(1, 2))
+        return torch.matmul(rows[:, None], x.view(num, channels, height, -1))
+
+
+def greyscale(x: Tensor) -> Tensor:
+    """The luma of images (N, C, H, W): (N, 1, H, W)."""
+    if x.shape[1] == 1:
+        return x
+    red, green, blue = torch.split(x, 1, dim=1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend images (N, C, H, W) with black; ``factor`` (N,) is the image's share."""
+    return x.mul(factor[:, None, None, None]).clamp_(0, 1)
+
+
+def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend images (N, C, H, W) with the mean of their luma; ``factor`` (N,) is the image's share."""
+    return _blend(x, greyscale(x).mean(dim=(1, 2, 3), keepdim=True), factor)
+
+
+def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend images (N, 3, H, W) with their luma; ``factor`` (N,) is the image's share."""
+    return _blend(x, greyscale(x), factor)
+
+
+def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    factor = factor[:, None, None, None]
+    return x.mul(factor).add_(other * (1 - factor)).clamp_(0, 1)
+
+
+def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue (HSV) of images (N, 3, H, W) by ``shift`` (N,), in turns within -+ 0.5."""
+    red, green, blue = x.unbind(1)
+    low, high = x.amin(dim=1), x.amax(dim=1)
+    chroma = high - low
+    # With channels scaled so that the lowest is 0 and the highest 1, the hue is 1 + green + blue - red sixths of a turn
+    # away from red: towards green if there is more of it than of blue, else towards blue. No case for each channel is
+    # needed, and where the chroma is 0 the hue is of no consequence.
+    away = (green + blue).sub_(red).add_(high).sub_(low, alpha=2).div_(chroma.clamp(min=1e-20))
+    turns = away.copysign_(green - blue).div_(6).add_(shift[:, None, None])
+    hue = turns.sub_(turns.floor()).mul_(6)  # in sixths, from 0 to 6
+    # Lowest and highest channel keep their values. Between them each channel is a trapezoid of the hue's distance, on
+    # the circle, from the channel's own place: 1 up to one sixth, 0 from two sixths on. For a difference d of at most a
+    # turn that distance is 3 - | |d| - 3 |.
+    place = torch.arange(0.0, 6.0, 2.0, device=x.device)[:, None, None]  # of red, green and blue
+    share = (hue[:, None] - place).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)  # (N, 3, H, W)
+    return share.mul_(chroma[:, None]).add_(low[:, None])
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of square images (N, C, S, S) with standard deviations ``sigma`` (N,), in pixels, above 0.
+
+    Borders are reflected. The kernel reaches S - 1 pixels to either side, as far as reflection can, whatever sigma is:
+    so it does not depend on the other images, and what it cuts off is negligible.
+    """
+    size = x.shape[-1]
+    pixel = torch.arange(size, device=x.device)
+    kernel = (pixel / sigma[:, None]).square_().mul_(-0.5).exp_()  # (N, S): from the centre to one side
+    kernel.div_(2 * kernel.sum(dim=1, keepdim=True) - 1)
+    # weights[:, i, j] collects what pixel i gets from pixel j at distance |i - j| and from its mirror images at i + j
+    # (all but the first pixel have one) and 2 (S - 1) - i - j (all but the last).
+    both_sides = torch.cat((kernel.flip(1), kernel[:, 1:]), dim=1)  # (N, 2 S - 1)
+    mirrored = torch.nn.functional.pad(kernel, (0, size - 1)).unfold(1, size, 1) * (pixel > 0)  # (N, S, S)
+    weights = both_sides.unfold(1, size, 1).flip(1).add_(mirrored).add_(mirrored.flip(1, 2))
+    return _separable(x, weights, weights)

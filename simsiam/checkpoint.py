@@ -1,0 +1,60 @@
+"""Checkpoints: atomic, with the one before kept, and used when the newest does not load."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simsiam.files import write_atomically
+
+NEWEST, PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+FORMAT = 1
+
+State = dict[str, Any]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used, and why."""
+
+
+def save(folder: Path, state: State, attempt: int) -> None:
+    """Publish ``state`` as the newest checkpoint. At every moment the newest or the one before is whole."""
+    newest = folder / NEWEST
+
+    def publish_over_previous(file: Any) -> None:
+        torch.save({"format": FORMAT, **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+        if newest.exists():
+            os.replace(newest, folder / PREVIOUS)
+
+    write_atomically(newest, publish_over_previous, aside=str(attempt))
+
+
+def load(folder: Path) -> State | None:
+    """The newest checkpoint that loads, on the CPU; None if there is none that does.
+
+    Only tensors and plain values are unpickled (``weights_only``), so a stranger's run folder is safe to read.
+    Raises CheckpointError for a checkpoint of a later format.
+    """
+    for name in (NEWEST, PREVIOUS):
+        try:
+            with zipfile.ZipFile(folder / name) as archive:  # torch does not look at the checksums that it writes
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
+            state: State = torch.load(folder / name, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            continue
+        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            print(f"{folder / name} does not load ({str(error).splitlines()[0]}); trying the one before", flush=True)
+            continue
+        if state.pop("format", None) != FORMAT:
+            raise CheckpointError(f"{folder / name} was written by another version of this program")
+        return state
+    return None

@@ -1,0 +1,553 @@
+"""Data sets: prepared once as plain uint8 arrays, then opened in no time and shared by all processes.
+
+``prepare`` gets the originals (see :mod:`simsiam.download`) and writes one ``.npy`` file for each array to
+``ROOT/cache/KEY/``, with a ``meta.json`` beside them; ``load`` maps these files into memory, read-only, so that any
+number of processes on a machine share one copy. Nothing else is kept: neither archives nor unpacked originals.
+A preparation is built in a hidden folder beside its place and renamed at the end, so it is there as a whole or not at
+all. This module imports neither torch nor torchvision, and numpy only where arrays are touched: naming the runs of a
+plan needs :func:`fingerprint` alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import shlex
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from simsiam.config import DataSettings
+from simsiam.files import sync_folder
+from simsiam.randomness import derive
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from simsiam.download import Chunked
+
+# Raised when what is written to the cache changes its form or meaning: older caches then count as not prepared.
+CACHE_FORMAT = 1
+SYNTHETIC_FINGERPRINT = "synthetic-1"  # the number is raised when the generated images change
+# Of the images of ImageNet; a folder that stays on disk is too large to measure, and is close enough to it.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class DataError(RuntimeError):
+    """The images cannot be had; the message is for the user: what, which path, and what to do next."""
+
+
+class _StaleError(DataError):
+    """A prepared data set that is damaged, or whose folder has changed; preparing again repairs it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images in memory, in the order of their source."""
+
+    images: NDArray[np.uint8]  # (N, C, H, W), mapped read-only from the cache unless a part was drawn
+    labels: NDArray[np.int64]  # (N,), index into Dataset.classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: NDArray[np.int64]) -> Split:
+        """The images at ``index`` (M,), copied into this process."""
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit:
+    """Images that stay in their files (``storage: files``), to be decoded at each use."""
+
+    folder: Path
+    paths: NDArray[np.bytes_]  # (N,), relative to folder; bytes, so that millions of them are mapped and shared too
+    labels: NDArray[np.int64]  # (N,), index into Dataset.classes
+    sizes: NDArray[np.int64]  # (N, 2), height and width in pixels, from the files' headers
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> Path:
+        """The file of one image."""
+        return self.folder / os.fsdecode(self.paths[index])
+
+    def take(self, index: NDArray[np.int64]) -> FileSplit:
+        """The images at ``index`` (M,)."""
+        return FileSplit(self.folder, self.paths[index], self.labels[index], self.sizes[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set that is ready for training; both splits are of the same kind."""
+
+    name: str
+    train: Split | FileSplit
+    test: Split | FileSplit  # the held-out part of the training images with ``evaluate_on: holdout``
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]  # per channel, of all prepared training images, scaled to [0, 1]
+    std: tuple[float, ...]  # population standard deviation, likewise
+    fingerprint: str
+    num_channels: int
+    image_size: int  # side in pixels: of the stored images; of the network's input with ``storage: files``
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`check` found in a prepared data set, before any part of it is drawn."""
+
+    name: str
+    num_train: int
+    num_test: int
+    train_per_class: tuple[int, ...]
+    test_per_class: tuple[int, ...]
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    num_classes: int
+    fingerprint: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+# --- public functions --------------------------------------------------------------------------------------------
+
+
+def prepare(settings: DataSettings, root: Path, *, progress: Callable[[str], None] = lambda message: None) -> Dataset:
+    """The data set, got and converted first if it is not there yet.
+
+    An image folder is compared with what was prepared, file by file in name and size, and prepared again if it differs.
+    Named sets keep their native size ((1, 28, 28) for fashion-mnist) whatever ``settings.image_size`` says. STL-10 is
+    its labelled training and test images; the 100,000 unlabelled ones are not used. Safe to interrupt and to run in
+    several processes at once. Raises :class:`DataError` when the originals cannot be had or read, or when the cache
+    cannot be written; then nothing half-made is left.
+    """
+    if settings.name == "synthetic":
+        return load(settings, root)
+    try:
+        ready = _read_meta(settings, root) is not None
+        if ready:
+            _open(settings, root, sizes=True)
+    except _StaleError:
+        progress(f"{settings.name}: what was prepared is damaged, or its folder has changed; preparing again")
+        ready = False
+    if not ready:
+        cache = _cache(settings, root)
+        try:
+            with _build_folder(cache) as build:
+                _build(settings, root, build, progress)
+                _publish(settings, root, build)
+        except OSError as error:
+            raise DataError(
+                f"{settings.name} could not be prepared in {cache}: {error}. Nothing half-made was left there. The "
+                f"folder must be writable and have room for the images; another one can be chosen with --data."
+            ) from error
+    return load(settings, root)
+
+
+def load(settings: DataSettings, root: Path) -> Dataset:
+    """The prepared data set, mapped read-only, with ``evaluate_on`` and ``num_train`` applied.
+
+    Both draws depend on nothing but the number of images, and smaller draws are part of larger ones. Drawn images are
+    copied into this process; all others stay shared. Nothing is written, so the root may be read-only. An image folder
+    whose file names have changed is noticed. Raises :class:`DataError` when the set is not prepared, is damaged, has
+    changed, or is too small for what is drawn.
+    """
+    return _select(settings, _open(settings, root))
+
+
+def fingerprint(settings: DataSettings, root: Path) -> str | None:
+    """16 hexadecimal digits that name the prepared images, labels and classes; None when they are not prepared.
+
+    Reads one small file. With ``storage: files`` the files' names and sizes stand for their contents.
+    """
+    if settings.name == "synthetic":
+        return SYNTHETIC_FINGERPRINT
+    meta = _read_meta(settings, root)
+    return None if meta is None else str(meta["fingerprint"])
+
+
+def check(settings: DataSettings, root: Path) -> Report:
+    """Read the whole prepared data set and compare it with what was written.
+
+    With name=folder the folder's names and file sizes are compared too. Raises :class:`DataError`, naming the damaged
+    file and the command that repairs it.
+    """
+    dataset = _open(settings, root, sizes=True)
+    if settings.name != "synthetic":
+        _verify(settings, root)
+    return Report(
+        name=dataset.name,
+        num_train=len(dataset.train),
+        num_test=len(dataset.test),
+        train_per_class=_per_class(dataset.train, dataset),
+        test_per_class=_per_class(dataset.test, dataset),
+        image_shape=(dataset.num_channels, dataset.image_size, dataset.image_size),
+        num_classes=len(dataset.classes),
+        fingerprint=dataset.fingerprint,
+        mean=dataset.mean,
+        std=dataset.std,
+    )
+
+
+def _per_class(split: Split | FileSplit, dataset: Dataset) -> tuple[int, ...]:
+    import numpy as np
+
+    return tuple(np.bincount(split.labels, minlength=len(dataset.classes)).tolist())
+
+
+def prepare_command(settings: DataSettings, root: Path) -> str:
+    """The command that prepares this data set, for messages."""
+    words = ["python", "run_ablation.py", "data", "prepare", settings.name]
+    if settings.name == "folder":
+        words += ["--set", f"data.path={settings.path}", "--set", f"data.storage={settings.storage}"]
+        words += ["--set", f"data.image_size={settings.image_size}"]
+    return shlex.join([*words, "--data", str(root)])
+
+
+# --- the cache ---------------------------------------------------------------------------------------------------
+
+
+def _folder(settings: DataSettings, root: Path) -> Path:
+    return Path(root) / settings.path  # an absolute path stays what it is
+
+
+def _cache(settings: DataSettings, root: Path) -> Path:
+    """Where the arrays of a data set are. A folder has one place for each size at which it is held in memory."""
+    if settings.name != "folder":
+        return Path(root) / "cache" / settings.name
+    path = os.path.normpath(settings.path)
+    name = re.sub(r"[^\w.-]", "_", os.path.basename(path))
+    size = f"{settings.image_size}px" if settings.storage == "memory" else "files"
+    return Path(root) / "cache" / f"folder-{name}-{size}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+
+
+def _damaged(settings: DataSettings, root: Path, what: str) -> _StaleError:
+    cache = _cache(settings, root)
+    return _StaleError(
+        f"the prepared data set in {cache} is damaged: {what}. "
+        f"To make it anew: rm -r {shlex.quote(str(cache))} && {prepare_command(settings, root)}"
+    )
+
+
+def _read_meta(settings: DataSettings, root: Path) -> dict[str, Any] | None:
+    path = _cache(settings, root) / "meta.json"
+    try:
+        meta = json.loads(path.read_bytes())
+        if meta["format"] != CACHE_FORMAT:
+            return None
+        for field in ("fingerprint", "classes", "mean", "std", "arrays", "tree"):
+            meta[field]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DataError(f"the prepared data set cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(settings, root, "meta.json is not what was written") from None
+    return dict(meta)
+
+
+def _open(settings: DataSettings, root: Path, *, sizes: bool = False) -> Dataset:
+    """The whole data set; ``sizes``: compare the sizes of an image folder's files too, not only their names."""
+    if settings.name == "synthetic":
+        return _synthetic(settings.image_size)
+    meta = _read_meta(settings, root)
+    if meta is None:
+        what = f"the image folder {_folder(settings, root)}" if settings.name == "folder" else settings.name
+        raise DataError(f"{what} is not prepared in {root}. Run: {prepare_command(settings, root)}")
+    arrays = _open_arrays(settings, root, meta)
+    if settings.name == "folder":
+        _compare_folder(settings, root, meta["tree"], sizes=sizes)
+    in_memory = "train_images" in arrays
+    return Dataset(
+        name=settings.name,
+        train=_split(settings, root, arrays, "train"),
+        test=_split(settings, root, arrays, "test"),
+        classes=tuple(meta["classes"]),
+        mean=tuple(meta["mean"]),
+        std=tuple(meta["std"]),
+        fingerprint=meta["fingerprint"],
+        num_channels=arrays["train_images"].shape[1] if in_memory else 3,
+        image_size=arrays["train_images"].shape[2] if in_memory else settings.image_size,
+    )
+
+
+def _open_arrays(settings: DataSettings, root: Path, meta: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    import numpy as np
+
+    arrays = {}
+    for name, record in meta["arrays"].items():
+        path = _cache(settings, root) / f"{name}.npy"
+        try:
+            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except FileNotFoundError:
+            raise _damaged(settings, root, f"{name}.npy is missing") from None
+        except OSError as error:
+            raise DataError(f"the prepared data set cannot be read: {error}") from error
+        except (ValueError, EOFError) as error:
+            raise _damaged(settings, root, f"{name}.npy: {error}") from None
+        if [arrays[name].dtype.str, list(arrays[name].shape)] != [record["dtype"], record["shape"]]:
+            raise _damaged(settings, root, f"{name}.npy has another type or shape than was written")
+    return arrays
+
+
+def _compare_folder(settings: DataSettings, root: Path, tree: Mapping[str, str], *, sizes: bool) -> None:
+    from simsiam.download import scan_folder
+
+    folder = _folder(settings, root)
+    if settings.storage == "memory" and not os.path.exists(folder):
+        return  # what is in memory outlives its folder
+    for what, digest in scan_folder(folder).digests(sizes=sizes).items():
+        if digest != tree[what]:
+            raise _StaleError(
+                f"the {what} of the files in {folder} have changed since it was prepared. "
+                f"Run: {prepare_command(settings, root)}"
+            )
+
+
+def _split(settings: DataSettings, root: Path, arrays: Mapping[str, NDArray[Any]], split: str) -> Split | FileSplit:
+    labels = arrays[f"{split}_labels"]
+    if f"{split}_images" in arrays:
+        return Split(arrays[f"{split}_images"], labels)
+    return FileSplit(_folder(settings, root), arrays[f"{split}_paths"], labels, arrays[f"{split}_sizes"])
+
+
+def _verify(settings: DataSettings, root: Path) -> None:
+    """Compute again from the arrays all that ``meta.json`` says of them."""
+    meta = _read_meta(settings, root)
+    assert meta is not None  # it has just been opened
+    arrays = _open_arrays(settings, root, meta)
+    for name, array in arrays.items():
+        if _digest(array) != meta["arrays"][name]["sha256"]:
+            raise _damaged(settings, root, f"the contents of {name}.npy are not what was written")
+    mean, std = _channel_statistics(arrays)
+    if [_fingerprint(meta), list(mean), list(std)] != [meta["fingerprint"], meta["mean"], meta["std"]]:
+        raise _damaged(settings, root, "meta.json does not fit the arrays")
+
+
+def _digest(array: NDArray[Any]) -> str:
+    digest = hashlib.sha256()
+    for chunk in _chunks(array):
+        digest.update(chunk.tobytes())
+    return digest.hexdigest()
+
+
+def _fingerprint(meta: Mapping[str, Any]) -> str:
+    contents = meta["tree"]["sizes"] if "train_paths" in meta["arrays"] else None  # images that stay in files
+    identity = [meta["arrays"], meta["classes"], contents]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _chunks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Consecutive parts of about 16 MB, so that no copy or count of a whole data set is ever in memory."""
+    step = max(1, (16 << 20) // max(1, array[0].nbytes))
+    return (array[start : start + step] for start in range(0, len(array), step))
+
+
+def _channel_statistics(arrays: Mapping[str, NDArray[Any]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population standard deviation of each channel over the training images, exact before the division."""
+    import numpy as np
+
+    if "train_images" not in arrays:
+        return IMAGENET_MEAN, IMAGENET_STD
+    images = arrays["train_images"]
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    for chunk in _chunks(images):
+        for channel in range(len(counts)):
+            counts[channel] += np.bincount(chunk[:, channel].reshape(-1), minlength=256)
+    moments = []
+    for count in counts.tolist():
+        total = sum(count)
+        first, second = (sum(n * value**power for value, n in enumerate(count)) for power in (1, 2))
+        moments.append((first / total / 255, math.sqrt(second * total - first * first) / total / 255))
+    mean, std = zip(*moments, strict=True)
+    return mean, std
+
+
+# --- building the cache ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _build_folder(cache: Path) -> Iterator[Path]:
+    """A hidden folder beside the cache that is gone afterwards, whatever happens; sweeps up after killed processes."""
+    prefix = f".{cache.name}.{socket.gethostname()}."
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    for entry in os.listdir(cache.parent):
+        pid = entry.removeprefix(prefix).partition(".")[0]
+        if entry.startswith(prefix) and pid.isdecimal() and not _is_running(int(pid)):
+            shutil.rmtree(cache.parent / entry, ignore_errors=True)
+    build = cache.parent / f"{prefix}{os.getpid()}.{secrets.token_hex(4)}"
+    build.mkdir()  # not tempfile.mkdtemp: others who share the data may read it, as the umask says
+    try:
+        yield build
+    finally:
+        shutil.rmtree(build, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _build(settings: DataSettings, root: Path, build: Path, progress: Callable[[str], None]) -> None:
+    import numpy as np
+
+    from simsiam.download import named_set, read_folder, scan_folder
+
+    scratch = build / "download"
+    scratch.mkdir()
+    tree = scan_folder(_folder(settings, root)) if settings.name == "folder" else None
+    if tree is None:
+        source = named_set(settings.name, Path(root), scratch, progress)
+    else:
+        source = read_folder(tree, settings.storage, settings.image_size, progress)
+    progress(f"{settings.name}: writing {_cache(settings, root)}")
+    meta: dict[str, Any] = {
+        "format": CACHE_FORMAT,
+        "classes": list(source.classes),
+        "tree": tree.digests(sizes=True) if tree else None,
+        "arrays": {name: _write_array(build / f"{name}.npy", array) for name, array in source.arrays.items()},
+    }
+    arrays = {name: np.load(build / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]}
+    meta["mean"], meta["std"] = map(list, _channel_statistics(arrays))
+    meta["fingerprint"] = _fingerprint(meta)
+    shutil.rmtree(scratch)
+    with open(build / "meta.json", "w") as file:
+        json.dump(meta, file, indent=1)
+        _sync(file)
+    sync_folder(build)
+
+
+def _write_array(path: Path, array: Chunked) -> dict[str, Any]:
+    """Write one .npy file front to back: on a full disk a write fails, where a memory map would kill the process."""
+    import numpy as np
+
+    digest, num_written = hashlib.sha256(), 0
+    header = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in array.chunks:
+            content = np.ascontiguousarray(chunk, array.dtype).tobytes()
+            file.write(content)
+            digest.update(content)
+            num_written += len(chunk)
+        _sync(file)
+    assert num_written == array.shape[0], (path, num_written, array.shape)
+    return {"dtype": array.dtype.str, "shape": list(array.shape), "sha256": digest.hexdigest()}
+
+
+def _publish(settings: DataSettings, root: Path, build: Path) -> None:
+    """Rename a finished build to its place, where a stale cache, or that of a process that was quicker, may be."""
+    cache, old = _cache(settings, root), build.with_name(f"{build.name}.old")
+    meta = json.loads((build / "meta.json").read_bytes())
+    while True:
+        try:
+            os.rename(build, cache)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        with contextlib.suppress(_StaleError):
+            if _read_meta(settings, root) == meta:
+                _open_arrays(settings, root, meta)
+                return
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(cache, old)  # not deleted in place: who has opened it must find it whole
+        shutil.rmtree(old, ignore_errors=True)
+    sync_folder(cache.parent)
+
+
+def _sync(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+# --- parts of a data set, and the generated one ------------------------------------------------------------------
+
+
+def _order(purpose: str, num: int) -> NDArray[np.int64]:
+    """A permutation of ``num`` indices; from raw bits, since NumPy's own permutation may change between versions."""
+    import numpy as np
+
+    return np.argsort(np.random.PCG64(derive(purpose)).random_raw(num), kind="stable")
+
+
+def _select(settings: DataSettings, dataset: Dataset) -> Dataset:
+    """Apply ``evaluate_on`` and ``num_train``."""
+    import numpy as np
+
+    train, test, num_all = dataset.train, dataset.test, len(dataset.train)
+    index = np.arange(num_all)
+    if settings.evaluate_on == "holdout":
+        num_held = num_all // 10
+        if num_held == 0:
+            raise DataError(
+                f"data.evaluate_on=holdout sets a tenth of the training images aside, but {dataset.name} has only "
+                f"{num_all}; it needs at least 10, or data.evaluate_on=test"
+            )
+        order = _order("holdout", num_all)
+        test, index = train.take(np.sort(order[:num_held])), np.sort(order[num_held:])
+    if settings.num_train is not None:
+        if settings.num_train > len(index):
+            raise DataError(
+                f"data.num_train={settings.num_train} is more than the {len(index)} training images of {dataset.name}"
+                f"{' outside the holdout' if settings.evaluate_on == 'holdout' else ''}"
+            )
+        index = np.sort(index[_order("num-train", len(index))[: settings.num_train]])
+    if len(index) < num_all:
+        train = train.take(index)
+    return replace(dataset, train=train, test=test)
+
+
+def _synthetic(image_size: int) -> Dataset:
+    """Generated images, for tests: ten classes of oriented gratings, five directions in two widths.
+
+    The grating is faint. Its phase in each quarter, its exact width, a slope of brightness in each colour and noise
+    are each image's own, so that raw pixels tell less of the class than a network can learn. Directions go from 0 to
+    90 degrees, since a horizontal flip would merge others. All is integer arithmetic on raw random bits: the same
+    images on every machine.
+    """
+    import numpy as np
+
+    wave = np.rint(20 * np.sin(np.arange(256) / 256 * 2 * np.pi)).astype(np.int16)  # one turn in 256 steps
+    angle = np.arange(10) % 5 * (np.pi / 8)
+    period = np.where(np.arange(10) < 5, image_size / 2, max(image_size / 8, 3))  # pixels
+    steps = np.rint(65536 / period * [np.cos(angle), np.sin(angle)]).astype(np.int64)  # (2, 10), in 1/65536 turn
+    colour = np.rint(4 * np.cos((np.arange(10)[:, None] / 10 + np.arange(3) / 3) * 2 * np.pi)).astype(np.int16)
+    x, y = np.arange(image_size), np.arange(image_size)[:, None]
+    splits = []
+    for split, num in (("train", 2000), ("test", 500)):
+        labels = np.arange(num) % 10
+        images = np.empty((num, 3, image_size, image_size), np.uint8)
+        for start in range(0, num, 100):
+            part = slice(start, start + 100)
+            bits = np.random.PCG64(derive("synthetic", split, image_size, start))
+            own = bits.random_raw(100 * 2).view(np.uint8).reshape(100, 16, 1, 1).astype(np.int64)
+            x_step, y_step = steps[:, labels[part], None, None] * (224 + (own[:, 0] >> 2)) >> 8  # 12 % wider or finer
+            phase = own[:, 1:5].reshape(100, 2, 2)[:, y * 2 // image_size, x * 2 // image_size]  # (100, H, W)
+            grating = wave[(x * x_step + y * y_step >> 8) + phase & 255]  # (100, H, W)
+            x_slope, y_slope, tint = ((own[:, k : k + 3] - 128).astype(np.int16) for k in (5, 8, 11))  # (100, C, 1, 1)
+            slopes = (x * 2 - image_size) * x_slope + (y * 2 - image_size) * y_slope
+            level = (
+                128 + grating[:, None] + slopes // (image_size * 5) + tint // 5 + colour[labels[part], :, None, None]
+            )
+            noise = bits.random_raw(level.size // 8 + 1).view(np.uint8)[: level.size].reshape(level.shape)
+            images[part] = level + noise % 48 - 24
+        splits.append(Split(images, labels))
+    train, test = splits
+    mean, std = _channel_statistics({"train_images": train.images})
+    classes = tuple(f"{'coarse' if k < 5 else 'fine'} {22.5 * (k % 5):g} degrees" for k in range(10))
+    return Dataset("synthetic", train, test, classes, mean, std, SYNTHETIC_FINGERPRINT, 3, image_size)

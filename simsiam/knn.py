@@ -1,0 +1,49 @@
+"""The kNN monitor: the weighted classifier of Wu et al. 2018 on frozen features, and its raw-pixel reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TILE = 1024  # queries whose similarities with the whole bank are held at once
+
+
+@torch.inference_mode()
+def knn_top1(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int = 200, temperature: float = 0.1
+) -> float:
+    """Share of queries (percent) that the k nearest of the bank classify rightly.
+
+    bank: (M, d), queries: (N, d), any scale; labels: (M,), (N,) int64. Similarity is the cosine; each of the
+    k = min(k, M) nearest votes for its class with weight exp(cosine / temperature).
+    """
+    bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
+    num_classes = int(bank_labels.max()) + 1
+    correct = torch.zeros((), dtype=torch.int64, device=bank.device)
+    for tile, truth in zip(torch.split(queries, TILE), torch.split(labels, TILE), strict=True):
+        cosine, nearest = (tile @ bank.T).topk(min(k, len(bank)), dim=1, sorted=False)  # (n, k)
+        votes = torch.zeros(len(tile), num_classes, device=bank.device)
+        votes.scatter_add_(1, bank_labels[nearest], (cosine / temperature).exp())
+        correct += (votes.argmax(1) == truth).sum()
+    return 100 * correct.item() / len(queries)
+
+
+def raw_pixel_top1(
+    bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, labels: np.ndarray, *, k: int, temperature: float
+) -> float:
+    """kNN on the pixels themselves, centred by the bank's mean image: a feature that scores lower learnt nothing.
+
+    bank: (M, C, H, W) uint8, queries: (N, C, H, W) uint8.
+    """
+    flat = torch.from_numpy(bank.reshape(len(bank), -1)).float()
+    centre = flat.mean(0)
+    return knn_top1(
+        flat - centre,
+        torch.from_numpy(bank_labels),
+        torch.from_numpy(queries.reshape(len(queries), -1)).float() - centre,
+        torch.from_numpy(labels),
+        k=k,
+        temperature=temperature,
+    )

@@ -1,0 +1,67 @@
+"""The curves of a run on disk: each attempt appends to a file of its own; readers merge them.
+
+``metrics.<n>.jsonl`` opens with ``{"attempt": n, "resumed_at_step": s}`` (null for a start from nothing), then holds
+one JSON object a line, each with ``epoch`` and ``step``. Where attempts overlap, the later one wins from its resume
+step on. When the run ends, the merged points are written once as ``metrics.jsonl``.
+
+This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+Point = dict[str, Any]
+
+
+class MetricsWriter:
+    """Appends points to the file of one attempt. A point is on its way to disk when ``write`` returns."""
+
+    def __init__(self, folder: Path, attempt: int, resumed_at_step: int | None) -> None:
+        self._file = open(folder / f"metrics.{attempt}.jsonl", "w", encoding="utf-8")  # noqa: SIM115 - open as long as the run
+        self._line({"attempt": attempt, "resumed_at_step": resumed_at_step})
+
+    def write(self, point: Point) -> None:
+        """Append a point. NaN and infinity, which JSON has not, become null."""
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in point.items()
+        }
+        self._line(finite)
+
+    def sync(self) -> None:
+        """Return when all points are safe on disk; called before a checkpoint that counts on them."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _line(self, value: Point) -> None:
+        self._file.write(json.dumps(value) + "\n")
+        self._file.flush()
+
+
+def merge(folder: Path) -> list[Point]:
+    """All points of a run, in order of step: from ``metrics.jsonl`` if the run has ended, else from its attempts."""
+    merged = folder / "metrics.jsonl"
+    if merged.exists():
+        return _lines(merged)
+    points: list[Point] = []
+    for path in sorted(folder.glob("metrics.*.jsonl"), key=lambda path: int(path.name.split(".")[1])):
+        lines = _lines(path)
+        if not lines:  # killed before its first line was whole
+            continue
+        resumed_at = lines[0].get("resumed_at_step")
+        points = [point for point in points if resumed_at is not None and point["step"] <= resumed_at] + lines[1:]
+    return points
+
+
+def _lines(path: Path) -> list[Point]:
+    """The whole lines of a file; a last line that a kill cut short is left out."""
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]

@@ -1,0 +1,220 @@
+"""The training loop: settings and images in, curves and a checkpoint out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from simsiam import checkpoint
+from simsiam.config import Settings
+from simsiam.data import Dataset
+from simsiam.diagnostics import effective_rank, is_collapsed, output_std
+from simsiam.knn import knn_top1
+from simsiam.loading import make_source
+from simsiam.metrics import MetricsWriter, Point
+from simsiam.optim import make_optimizer, set_rates
+from simsiam.siamese import Output, Siamese
+
+Outcome = Literal["healthy", "collapsed", "diverged"]
+
+
+@dataclass
+class Hooks:
+    """What the surroundings of a run may do to it."""
+
+    should_stop: Callable[[], bool] = lambda: False  # asked after each step
+    before_publishing: Callable[[], None] = lambda: None  # raises if this attempt no longer owns the run
+    on_point: Callable[[Point], None] = lambda point: None  # told of each logged point
+    on_step: Callable[[int], None] = lambda step: None  # told of each step
+    checkpoint_seconds: float = 60.0  # between two checkpoints within an epoch
+
+
+def train(
+    settings: Settings,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    attempt: int,
+    device: torch.device,
+    hooks: Hooks | None = None,
+) -> Outcome | None:
+    """Train one run, from its checkpoint in ``folder`` if there is one, to its end.
+
+    Writes ``metrics.<attempt>.jsonl`` and ``checkpoint.pt`` there. Returns how the run ended, or None if
+    ``hooks.should_stop`` asked it to stop, in which case it has left a checkpoint to go on from.
+    """
+    return Training(settings, dataset, folder, attempt, device, hooks or Hooks()).run()
+
+
+class Training:
+    """The state of a run between two steps."""
+
+    def __init__(
+        self, settings: Settings, dataset: Dataset, folder: Path, attempt: int, device: torch.device, hooks: Hooks
+    ) -> None:
+        self.settings, self.folder, self.attempt, self.device, self.hooks = settings, folder, attempt, device, hooks
+        self.source = make_source(settings, dataset, device)
+        self.model = Siamese(settings, dataset.num_channels).to(device).to(memory_format=torch.channels_last)
+        self.optimizer = make_optimizer(settings, self.model)
+        self.steps_per_epoch = len(dataset.train) // settings.batch_size
+        self.num_steps = settings.epochs * self.steps_per_epoch
+        self.step = 0
+        self.collapsed_evaluations = 0
+        # The step at which the loss first was NaN or infinite; on the device, so that no step waits for it.
+        self.diverged_at = torch.full((), self.num_steps + 1, device=device)
+        resumed = checkpoint.load(folder)
+        if resumed:
+            self.load_state(resumed)
+        self.metrics = MetricsWriter(folder, attempt, self.step if resumed else None)
+        self.last_checkpoint = self.last_log = time.monotonic()
+        self.last_logged_step = self.step
+
+    def state(self) -> checkpoint.State:
+        """All that the run's future depends on; random numbers need none of it."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "collapsed_evaluations": self.collapsed_evaluations,
+        }
+
+    def load_state(self, state: checkpoint.State) -> None:
+        """Go on from where :meth:`state` was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.collapsed_evaluations = state["collapsed_evaluations"]
+
+    def run(self) -> Outcome | None:
+        """See :func:`train`."""
+        try:
+            return self._run()
+        finally:
+            self.metrics.close()
+
+    def _run(self) -> Outcome | None:
+        evaluation = self.settings.evaluation
+        if self.step == 0:
+            self.evaluate(None)  # the untrained network: the line that learning has to rise above
+            self.save()
+        while self.step < self.num_steps and not self._collapsed_for_good():
+            epoch, first_batch = divmod(self.step, self.steps_per_epoch)
+            for x1, x2 in self.source.epoch(epoch, first_batch):
+                output = self.update(x1, x2)
+                self.hooks.on_step(self.step)
+                epoch_ends, ends = self.step % self.steps_per_epoch == 0, self.step == self.num_steps
+                if epoch_ends or self.step == 1 or self.step % evaluation.log_every_steps == 0:
+                    self.log(output)
+                    if self.diverged():
+                        return "diverged"
+                if epoch_ends and ((epoch + 1) % evaluation.every_epochs == 0 or ends):
+                    self.evaluate(output)
+                stop = self.hooks.should_stop() and not ends
+                if stop or epoch_ends or time.monotonic() - self.last_checkpoint > self.hooks.checkpoint_seconds:
+                    if self.diverged():
+                        return "diverged"
+                    self.save()
+                if stop:
+                    return None
+        return "collapsed" if self.collapsed_evaluations else "healthy"
+
+    def update(self, x1: Tensor, x2: Tensor) -> Output:
+        """One step of Algorithm 1: the loss of two views, its gradient, an update of f and h."""
+        set_rates(self.optimizer, self.settings, self.step, self.steps_per_epoch, self.num_steps)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            output: Output = self.model(x1, x2)
+        self.optimizer.zero_grad()
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.step += 1
+        first_bad = torch.where(output.loss.detach().isfinite(), self.num_steps + 1, self.step)
+        torch.minimum(self.diverged_at, first_bad, out=self.diverged_at)
+        return output
+
+    def diverged(self) -> bool:
+        """Whether the loss has been NaN or infinite; if so, says so in the curves, with the step."""
+        step = int(self.diverged_at.item())
+        if step > self.num_steps:
+            return False
+        self._write({"epoch": step / self.steps_per_epoch, "step": step, "diverged": True})
+        return True
+
+    def log(self, output: Output) -> None:
+        """A point of the training curves, from the batch of the step just made."""
+        relative_std = self.relative_std(output)
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        now = time.monotonic()
+        images = (self.step - self.last_logged_step) * self.settings.batch_size
+        self._write(
+            {
+                "epoch": self.step / self.steps_per_epoch,
+                "step": self.step,
+                "loss": output.loss.item(),
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "z_std": relative_std / math.sqrt(output.z1.shape[1]),
+                "z_std_relative": relative_std,
+                "grad_norm": torch.nn.utils.get_total_norm(gradients).item(),
+                "images_per_s": images / max(now - self.last_log, 1e-9),
+            }
+        )
+        self.last_log, self.last_logged_step = time.monotonic(), self.step
+
+    def relative_std(self, output: Output) -> float:
+        """The output std of each view, their mean, times sqrt(d): 1 for an isotropic Gaussian z, 0 for a constant."""
+        std = (output_std(output.z1.detach()) + output_std(output.z2.detach())) / 2
+        return std.item() * math.sqrt(output.z1.shape[1])
+
+    def evaluate(self, output: Output | None) -> None:
+        """kNN accuracy on backbone features, effective rank of held-out z, and whether z has collapsed.
+
+        ``output`` is that of the last step; None before the first.
+        """
+        started = time.monotonic()
+        evaluation = self.settings.evaluation
+        self.model.eval()
+        with torch.inference_mode():
+            bank, bank_labels = self.features("bank")
+            queries, labels = self.features("query")
+            top1 = knn_top1(
+                bank, bank_labels, queries, labels, k=evaluation.knn_k, temperature=evaluation.knn_temperature
+            )
+            rank = effective_rank(self.model.projector(queries[: 4 * self.settings.projector.output_dim]))
+        self.model.train()
+        self._write(
+            {"epoch": self.step / self.steps_per_epoch, "step": self.step, "knn_top1": top1, "effective_rank": rank}
+        )
+        self.last_log += time.monotonic() - started  # so that images_per_s is the speed of training alone
+        if output is not None:
+            collapsed = is_collapsed(self.settings, self.relative_std(output), rank)
+            self.collapsed_evaluations = self.collapsed_evaluations + 1 if collapsed else 0
+
+    def features(self, split: Literal["bank", "query"]) -> tuple[Tensor, Tensor]:
+        """Pooled backbone features (N, num_features) of unaugmented images, and their labels."""
+        features, labels = [], []
+        for images, truth in self.source.plain(split):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+                features.append(self.model.backbone(images).float())
+            labels.append(truth)
+        return torch.cat(features), torch.cat(labels)
+
+    def save(self) -> None:
+        """Publish a checkpoint; the points up to its step are on disk before it is."""
+        self.hooks.before_publishing()
+        self.metrics.sync()
+        checkpoint.save(self.folder, self.state(), self.attempt)
+        self.last_checkpoint = time.monotonic()
+
+    def _collapsed_for_good(self) -> bool:
+        limit = self.settings.evaluation.stop_after_collapsed
+        return 0 < limit <= self.collapsed_evaluations
+
+    def _write(self, point: dict[str, Any]) -> None:
+        self.metrics.write(point)
+        self.hooks.on_point(point)

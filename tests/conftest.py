@@ -1,0 +1,72 @@
+"""What several test files need: settings of a run that takes a second, and a way to call the command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from simsiam.config import Settings, validate
+
+ROOT = Path(__file__).parent.parent
+
+SMALL: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 32,
+    "data.name": "synthetic",
+    "data.storage": "memory",
+    "data.image_size": 16,
+    "data.num_train": 320,
+    "augment.blur_probability": 0.0,
+    "backbone.name": "small",
+    "backbone.width": 4,
+    "projector.num_layers": 2,
+    "projector.hidden_dim": 16,
+    "projector.output_dim": 16,
+    "predictor.hidden_dim": 8,
+    "evaluation.log_every_steps": 3,
+    "evaluation.query_size": 100,
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def small() -> Callable[..., Settings]:
+    """Settings of a tiny run; keyword arguments with __ for the dot change them."""
+
+    def make(**changes: Any) -> Settings:
+        return validate({**SMALL, **{name.replace("__", "."): value for name, value in changes.items()}})
+
+    return make
+
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Command:
+    """Call ``run_ablation.py`` from a folder of its own, as a user would from anywhere."""
+
+    def call(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ABLATION_")}
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run_ablation.py"), *arguments],
+            cwd=tmp_path,
+            env=environment | options.pop("env", {}),
+            capture_output=True,
+            text=True,
+            timeout=options.pop("timeout", 120),
+            **options,
+        )
+
+    return call

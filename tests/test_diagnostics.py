@@ -1,0 +1,76 @@
+"""The collapse measures against theory and numpy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simsiam.config import Settings
+from simsiam.diagnostics import collapse_threshold, effective_rank, is_collapsed, output_std
+
+Small = Callable[..., Settings]
+
+
+@pytest.mark.parametrize("d", [64, 256])
+def test_std_of_gaussian_z_is_one_over_sqrt_d(d: int) -> None:
+    z = torch.randn(4096, d, generator=torch.Generator().manual_seed(0))
+    assert output_std(z).item() * math.sqrt(d) == pytest.approx(1, abs=0.01)
+
+
+def test_std_of_constant_z_is_zero() -> None:
+    assert output_std(torch.ones(100, 1) * torch.randn(1, 32)).item() == pytest.approx(0, abs=1e-6)
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(2, 64), d=st.integers(2, 64), seed=st.integers(0, 2**31))
+def test_std_against_numpy(n: int, d: int, seed: int) -> None:
+    z = np.random.default_rng(seed).normal(1, 1, (n, d))
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    assert output_std(torch.from_numpy(z)).item() == pytest.approx(unit.std(axis=0).mean(), rel=1e-4, abs=1e-6)
+    # The identity behind the 1/sqrt(d) line: the variances of unit vectors sum to 1 - |mean|^2.
+    assert unit.var(axis=0).sum() == pytest.approx(1 - np.linalg.norm(unit.mean(axis=0)) ** 2)
+
+
+@settings(deadline=None, max_examples=25)
+@given(n=st.integers(2, 64), d=st.integers(2, 64), seed=st.integers(0, 2**31))
+def test_effective_rank_against_singular_values(n: int, d: int, seed: int) -> None:
+    z = np.random.default_rng(seed).normal(0.3, 1, (n, d))
+    share = np.linalg.svd(z, compute_uv=False)
+    share = share / share.sum()
+    expected = math.exp(-(share * np.log(share)).sum())
+    assert effective_rank(torch.from_numpy(z)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5])
+def test_effective_rank_of_a_flat_spectrum_is_the_rank(rank: int) -> None:
+    basis = torch.linalg.qr(torch.randn(32, rank, dtype=torch.float64)).Q  # (32, rank)
+    z = torch.eye(rank, dtype=torch.float64).repeat(50, 1) @ basis.T
+    assert effective_rank(z) == pytest.approx(rank, rel=1e-4)
+
+
+def test_effective_rank_of_zeros_is_defined() -> None:
+    assert math.isfinite(effective_rank(torch.zeros(10, 4)))
+
+
+def test_output_bn_without_affine_hides_collapse_from_the_std() -> None:
+    """The first trap: even when all images but one agree, std x sqrt(d) stays near 2/sqrt(B) after such a BN."""
+    batch = 256
+    z = torch.zeros(batch, 64)
+    z[0] = torch.randn(64)
+    after = torch.nn.BatchNorm1d(64, affine=False, eps=1e-12)(z + 1e-3 * torch.randn(1, 64))
+    assert output_std(after).item() * 8 == pytest.approx(2 / math.sqrt(batch), rel=0.05)
+
+
+def test_threshold_is_relative_without_affine(small: Small) -> None:
+    assert collapse_threshold(small()) == 0.2
+    without = small(projector__bn_output_affine=False, batch_size=256, data__num_train=512)
+    assert collapse_threshold(without) == pytest.approx(0.2 + 2 / 16)
+    assert not is_collapsed(small(), 0.9, 20)
+    assert is_collapsed(small(), 0.01, 20)
+    assert is_collapsed(small(), 0.9, 1.01)  # a healthy std does not prove health
