@@ -1,0 +1,117 @@
+"""YAML files whose values remember the line they came from, so that a message about a wrong one can name it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simsiam.config import SettingsError
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with YAML 1.2's booleans and numbers: ``on`` and ``no`` are texts, ``1e-4`` is a number."""
+
+
+_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A YAML mapping and, for each path of keys in it, the line that sets it."""
+
+    path: Path
+    content: dict[str, Any]
+    lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+
+    def at(self, *keys: str) -> str:
+        """``file:line`` of a value, or of the nearest thing around it that has a line."""
+        while keys and keys not in self.lines:
+            keys = keys[:-1]
+        return f"{self.path}:{self.lines[keys]}" if keys in self.lines else str(self.path)
+
+
+def parse_value(text: str, origin: str) -> Any:
+    """A value as written on the command line or in a file: ``0.05``, ``true``, ``[0.2, 1]``, ``null``, a text."""
+    try:
+        return _tuples(yaml.load(text, _Loader))
+    except yaml.YAMLError:
+        raise SettingsError(
+            f"{text!r} is not a value in YAML's notation (0.05, true, [0.2, 1.0], text)  [{origin}]"
+        ) from None
+
+
+def read(path: Path) -> Document:
+    """Read a YAML mapping. Raises SettingsError, with the line, for anything that is not one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise SettingsError(f"{path}: is a folder; a YAML file is wanted") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: is not a text file in UTF-8") from None
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror})") from None
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise SettingsError(f"{path}: is empty; a YAML mapping (key: value) is wanted")
+        if not isinstance(node, yaml.MappingNode):
+            raise SettingsError(f"{path}:{node.start_mark.line + 1}: a YAML mapping (key: value) is wanted at the top")
+        lines: dict[tuple[str, ...], int] = {}
+        for keys, line in _walk(node, (), path):
+            lines[keys] = line
+        content = loader.construct_document(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise SettingsError(f"{path}{where}: {problem}") from None
+    except ValueError as error:  # a date or a number that YAML's own types cannot hold
+        raise SettingsError(f"{path}: {error}") from None
+    finally:
+        loader.dispose()
+    return Document(path, _tuples(content), lines)
+
+
+def _walk(node: yaml.Node, keys: tuple[str, ...], path: Path, depth: int = 0) -> Iterator[tuple[tuple[str, ...], int]]:
+    """The line of each key; refuses a key that is set twice, which YAML would silently let the last one win."""
+    if depth > 20:
+        raise SettingsError(f"{path}:{node.start_mark.line + 1}: nested too deeply (an alias that contains itself?)")
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in seen:
+            raise SettingsError(
+                f"{path}:{line}: {'.'.join((*keys, name))} is set a second time (first on line {seen[name]})"
+            )
+        seen[name] = line
+        yield (*keys, name), line
+        yield from _walk(value, (*keys, name), path, depth + 1)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists become tuples, so that settings can be frozen and compared."""
+    if isinstance(value, dict):
+        return {str(key): _tuples(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return tuple(_tuples(inner) for inner in value)
+    return value

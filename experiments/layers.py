@@ -1,0 +1,131 @@
+"""Settings from several places, the later ones winning, each value with its origin.
+
+The order: the defaults of :mod:`simsiam.config`, the scale, the study, the study's own words for that scale, the
+variant, the command line, the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.documents import Document, parse_value, read
+from simsiam.config import Settings, SettingsError, dotted_paths, nearest, validate
+
+
+@dataclass(frozen=True)
+class Value:
+    """A value and where it was written."""
+
+    value: Any
+    origin: str
+
+
+Layer = Mapping[str, Value]  # by dotted path
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings that passed every check, and the origin of each that is not a default."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+
+
+def resolve(layers: Iterable[Layer], blame: str = "") -> Resolved:
+    """Merge layers, the last one winning, and check the result. ``blame`` opens the message of an error."""
+    merged: dict[str, Value] = {}
+    for layer in layers:
+        merged.update(layer)
+    origins = {path: item.origin for path, item in merged.items()}
+    try:
+        settings = validate(
+            {path: item.value for path, item in merged.items()}, lambda path: origins.get(path, "default")
+        )
+    except SettingsError as error:
+        raise SettingsError("\n".join(f"{blame}{line}" for line in str(error).splitlines())) from None
+    return Resolved(settings, origins)
+
+
+def layer_from_document(
+    document: Document, kind: str, keys: tuple[str, ...] = (), including: tuple[Path, ...] = ()
+) -> Layer:
+    """The layer that a mapping in a document describes: its ``include`` files first, its ``settings`` over them.
+
+    Settings are written nested (``optimizer: {lr: 0.05}``) or dotted (``optimizer.lr: 0.05``). ``kind`` is the word
+    for the place in an origin ("scale", "study", "variant"). Raises SettingsError for an include that leads back to
+    itself, an unknown setting, and a setting that is written twice.
+    """
+    block: Any = document.content
+    for key in keys:
+        block = block[key]
+    including = (*including, document.path.resolve())
+    layer: dict[str, Value] = {}
+    includes = block.get("include", ())
+    for name in (includes,) if isinstance(includes, str) else includes:
+        file = document.path.parent / str(name)
+        if file.resolve() in including:
+            chain = " -> ".join(step.name for step in (*including, file.resolve()))
+            raise SettingsError(f"include: {chain} goes round in a circle  [{document.at(*keys, 'include')}]")
+        try:
+            included = read(file)
+        except SettingsError as error:
+            raise SettingsError(f"include: {error}  [{document.at(*keys, 'include')}]") from None
+        extra = set(included.content) - {"include", "settings"}
+        if extra:
+            raise SettingsError(
+                f"{sorted(extra)[0]}: an included file may hold `settings` and `include` only"
+                f"  [{included.at(sorted(extra)[0])}]"
+            )
+        layer.update(layer_from_document(included, kind, (), including))
+    settings = block.get("settings", {})
+    if not isinstance(settings, dict):
+        raise SettingsError(
+            f"settings: a mapping of settings is wanted, not {settings!r}  [{document.at(*keys, 'settings')}]"
+        )
+    own: dict[str, Value] = {}
+    for path, names in _leaves(settings):
+        origin = f"{kind}, {document.at(*keys, 'settings', *names)}"
+        if path in own:
+            raise SettingsError(f"{path}: is written twice (nested and dotted)  [{own[path].origin}; {origin}]")
+        value: Any = settings
+        for name in names:
+            value = value[name]
+        own[path] = Value(value, origin)
+    check_paths(own)
+    return layer | own
+
+
+def _leaves(mapping: Mapping[str, Any], names: tuple[str, ...] = ()) -> Iterable[tuple[str, tuple[str, ...]]]:
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*names, key))
+        else:
+            yield ".".join((*names, key)), (*names, key)
+
+
+def check_paths(layer: Layer) -> None:
+    """Refuse names that no setting has, even where another layer or another scale would hide them."""
+    known = dotted_paths()
+    wrong = [path for path in layer if path not in known]
+    if wrong:
+        raise SettingsError(
+            "\n".join(f"{path}: no such setting{nearest(path, known)}  [{layer[path].origin}]" for path in wrong)
+        )
+
+
+def layer_from_command_line(assignments: Iterable[str]) -> Layer:
+    """The layer of ``--set dotted.path=value`` options."""
+    layer: dict[str, Value] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        origin = f"--set {assignment}"
+        if not equals or not path:
+            raise SettingsError(f"{assignment!r} is not of the form dotted.path=value  [--set]")
+        if path == "seed":
+            raise SettingsError(f"seed: is chosen with --seeds (e.g. --seeds 5-5)  [{origin}]")
+        layer[path] = Value(parse_value(text, origin), origin)
+    check_paths(layer)
+    return layer

@@ -1,0 +1,174 @@
+"""What a study comes to at a scale: its cells, their runs, what is done already, and what the rest will cost."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.store import Heartbeats, RunFolder, Status
+from experiments.study import Cell, Scale, Study, make_cells
+from simsiam.config import DataSettings, Settings, config_id
+from simsiam.data import fingerprint
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell and the run that trains it."""
+
+    cell: Cell
+    config_id: str
+    run_id: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.cell.variant} s{self.cell.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a study at a scale, and the runs among them, each once."""
+
+    study: Study
+    scale: Scale
+    runs: Path
+    data: Path
+    cells: tuple[PlannedCell, ...]
+    unprepared: tuple[DataSettings, ...]  # data sets that are not there yet; their cells' ids are not final
+
+    def unique(self) -> list[PlannedCell]:
+        """One cell for each run, in the order of seed, then variant, so that the first comparison is there soon."""
+        by_run = {planned.run_id: planned for planned in self.cells}
+        return sorted(by_run.values(), key=lambda planned: planned.cell.seed)
+
+    def statuses(self) -> dict[str, Status]:
+        """The state of each run."""
+        try:
+            there = {entry.name for entry in os.scandir(self.runs)}
+        except (FileNotFoundError, NotADirectoryError):
+            there = set()
+        heartbeats = Heartbeats()
+        pending = Status("pending", {})
+        return {
+            run_id: RunFolder(self.runs, run_id).status(heartbeats) if run_id in there else pending
+            for run_id in dict.fromkeys(planned.run_id for planned in self.cells)
+        }
+
+
+def make_plan(
+    study: Study, scale: Scale, seeds: list[int] | None, overrides: Iterable[str], runs: Path, data: Path
+) -> Plan:
+    """Plan a study. Without ``seeds``: as many as the study asks for, and whatever more has been run already.
+
+    Raises SettingsError if any setting of any cell is wrong.
+    """
+    wanted = seeds or list(range(study.num_seeds(scale.name)))
+    fingerprints = dict[DataSettings, str | None]()
+
+    def planned(cells: Iterable[Cell]) -> Iterator[PlannedCell]:
+        names = dict[int, str]()  # seeds of one variant share its settings otherwise
+        for cell in cells:
+            data_settings = cell.settings.data
+            if data_settings not in fingerprints:
+                fingerprints[data_settings] = fingerprint(data_settings, data)
+            key = id(cell.origins)
+            if key not in names:
+                names[key] = config_id(cell.settings, fingerprints[data_settings] or "unprepared")
+            yield PlannedCell(cell, names[key], f"{names[key]}-s{cell.seed}")
+
+    cells = list(planned(make_cells(study, scale, wanted, overrides)))
+    if seeds is None:
+        more = _seeds_on_disk(runs, {cell.config_id for cell in cells}) - set(wanted)
+        if more:
+            cells = list(planned(make_cells(study, scale, sorted({*wanted, *more}), overrides)))
+    unprepared = tuple(settings for settings, known in fingerprints.items() if known is None)
+    return Plan(study, scale, runs, data, tuple(cells), unprepared)
+
+
+def _seeds_on_disk(runs: Path, config_ids: set[str]) -> set[int]:
+    try:
+        names = [entry.name for entry in os.scandir(runs)]
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    matches = (re.fullmatch(r"([0-9a-f]{12})-s(\d+)", name) for name in names)
+    return {int(match[2]) for match in matches if match and match[1] in config_ids}
+
+
+# --- estimates ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What runs will take, from the scale's measured speed and from the number of parameters."""
+
+    seconds: float  # of one run after another, on the device that the scale's speed was measured on
+    bytes: int
+
+
+def estimate(settings: Settings, scale: Scale) -> Estimate:
+    """One run. Other networks than the scale's own are taken to be as fast as it."""
+    num_train = settings.data.num_train or scale.num_train
+    num_evaluations = settings.epochs // settings.evaluation.every_epochs + 1
+    evaluated = (settings.evaluation.bank_size or num_train) + (settings.evaluation.query_size or num_train // 6)
+    # An evaluation is one forward of one view: a sixth of a step's two forwards and two backwards.
+    images = settings.epochs * num_train + num_evaluations * evaluated / 6
+    # Weights and momentum, float32, in the newest checkpoint and the one before.
+    return Estimate(images / scale.speed.images_per_s, 2 * 2 * 4 * num_parameters(settings))
+
+
+def num_parameters(settings: Settings) -> int:
+    """Trained numbers of backbone, projector and predictor, biases left out."""
+    backbone = settings.backbone
+    known = {"resnet18": (11_176_512, 512), "resnet34": (21_284_672, 512), "resnet50": (23_508_032, 2048)}
+    if backbone.name in known:
+        total, features = known[backbone.name]
+    else:
+        widths = [backbone.width * 2**stage for stage in range(4)]
+        features = widths[-1]
+        total = sum(
+            9 * into * out + 9 * out * out * (2 * backbone.depth - 1) + into * out
+            for into, out in zip([widths[0], *widths[:-1]], widths, strict=True)
+        )
+    projector, predictor = settings.projector, settings.predictor
+    dims = [features, *[projector.hidden_dim] * (projector.num_layers - 1), projector.output_dim]
+    total += sum(into * out for into, out in itertools.pairwise(dims))
+    return total + (0 if predictor.kind == "none" else 2 * projector.output_dim * predictor.hidden_dim)
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """A plan as plain data, for scripts."""
+    statuses = plan.statuses()
+    return {
+        "study": plan.study.name,
+        "scale": plan.scale.name,
+        "runs": str(plan.runs),
+        "data_prepared": not plan.unprepared,
+        "cells": [
+            {
+                "variant": planned.cell.variant,
+                "seed": planned.cell.seed,
+                "run": None if plan.unprepared else planned.run_id,
+                "state": statuses[planned.run_id].state,
+                **{
+                    name: statuses[planned.run_id].detail.get(name)
+                    for name in (
+                        "attempt",
+                        "epoch",
+                        "epochs",
+                        "step",
+                        "num_steps",
+                        "loss",
+                        "z_std_relative",
+                        "knn_top1",
+                        "seconds",
+                    )
+                },
+                "outcome": (statuses[planned.run_id].result or {}).get("outcome"),
+            }
+            for planned in plan.cells
+        ],
+    }

@@ -1,0 +1,297 @@
+"""Run folders: who owns a run, what state it is in, what was made with what.
+
+Ownership holds on network file systems, where locks are often off and clocks differ. The owner of a run is the
+highest ``lease.<n>``, created exclusively and read back to find one's own random token; a lease is never deleted.
+Taking over a dead run is creating n + 1, so exactly one contender wins. An owner checks that its lease is still the
+highest before it publishes anything. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simsiam.config import Settings
+from simsiam.files import sync_folder, write_atomically
+
+DEAD_AFTER = 300.0  # seconds without a heartbeat, on the observer's own monotonic clock
+_FINAL_STATES = ("done", "failed", "stopped")
+
+Json = dict[str, Any]
+
+
+class LeaseLostError(RuntimeError):
+    """Another attempt has taken the run over; this one must publish nothing more."""
+
+
+class StoreError(RuntimeError):
+    """A run folder cannot be used, and why; the message is for the user."""
+
+
+def read_json(path: Path) -> Json | None:
+    """The object in a file, or None if there is none (not there yet, or not readable as JSON)."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def write_json(path: Path, value: Json, aside: str) -> None:
+    """Publish an object atomically."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    write_atomically(path, lambda file: file.write(text + "\n"), aside=aside, mode="w")
+
+
+# --- who is alive ------------------------------------------------------------------------------------------------
+
+
+@cache
+def _machine() -> str:
+    """This host since its last boot, and the space of process ids; what a pid means is known only within it."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # not Linux
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process started, in units that are the same for all who ask; None if there is no such process."""
+    if Path("/proc/self/stat").exists():
+        try:
+            # The second field, the command in brackets, may hold spaces and brackets of its own.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] == "Z" else fields[19]  # a zombie does no work any more
+    import psutil
+
+    try:
+        return str(psutil.Process(pid).create_time())
+    except psutil.Error:
+        return None
+
+
+# --- a run's folder ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a run's folder says of it. ``state``: pending, running, interrupted, stopped, failed or done."""
+
+    state: str
+    detail: Json  # state.json: step, epoch, loss ... as of the last heartbeat
+    result: Json | None = None
+    lease: int = 0  # the highest when the state was read
+
+
+class RunFolder:
+    """The folder of one run: reading its state, and claiming it."""
+
+    def __init__(self, runs: Path, run_id: str) -> None:
+        self.path = runs / run_id
+        self.run_id = run_id
+
+    def result(self) -> Json | None:
+        """What the run came to, if it has ended."""
+        return read_json(self.path / "result.json")
+
+    def highest_lease(self) -> int:
+        """The number of the newest attempt; 0 if there was none."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return 0
+        return max((int(name[6:]) for name in names if re.fullmatch(r"lease\.\d+", name)), default=0)
+
+    def status(self, heartbeats: Heartbeats | None = None) -> Status:
+        """The state as far as this machine can tell; see :class:`Heartbeats` for what it takes to call a run dead."""
+        lease = self.highest_lease()  # first: what is read after it is at least as new
+        result = self.result()
+        detail = read_json(self.path / "state.json") or {}
+        if result is not None:
+            return Status("done", detail, result, lease)
+        if lease == 0:
+            return Status("pending", detail)
+        if detail.get("attempt") == lease and detail.get("state") in _FINAL_STATES:
+            return Status(detail["state"], detail, None, lease)
+        alive = self._is_alive(lease, detail, heartbeats)
+        return Status("running" if alive else "interrupted", detail, None, lease)
+
+    def _is_alive(self, lease: int, detail: Json, heartbeats: Heartbeats | None) -> bool:
+        owner = read_json(self.path / f"lease.{lease}") or {}
+        if owner.get("machine") == _machine():
+            alive: bool = _start_time(owner["pid"]) == owner["start_time"]
+            return alive
+        # On another machine, or a lease caught between its creation and its writing: only the heartbeat tells.
+        counter = (lease, detail.get("heartbeat") if detail.get("attempt") == lease else None)
+        return heartbeats is None or heartbeats.is_beating(self.run_id, counter)
+
+    def claim(self, settings: Settings, heartbeats: Heartbeats, *, retry_failed: bool) -> Attempt | None:
+        """Become the owner of the run; None if it is done, failed (and not to be retried) or somebody else's.
+
+        Raises StoreError if the folder holds a run with other settings, or cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._check_config(settings)
+            status = self.status(heartbeats)
+            if status.state in ("done", "running") or (status.state == "failed" and not retry_failed):
+                return None
+            # The lease after the one that was judged: whoever else judged the same one wants the same number.
+            return self._take(status.lease + 1, status.detail)
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot be written ({error.strerror or error})") from None
+
+    def _check_config(self, settings: Settings) -> None:
+        """A folder is made for the settings in its config.yaml; never reuse it for others."""
+        path, wanted = self.path / "config.yaml", settings.model_dump(mode="json")
+        if path.exists():
+            try:
+                found = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError):
+                raise StoreError(f"{path}: is damaged; move the folder away to train this run anew") from None
+            # A switch that is newer than the folder has a default that keeps the old behaviour.
+            if not isinstance(found, dict) or _without_place(_with_defaults(found)) != _without_place(wanted):
+                raise StoreError(f"{path}: holds other settings than this run's; move the folder away")
+        else:
+            text = yaml.safe_dump(wanted, sort_keys=False)
+            write_atomically(path, lambda file: file.write(text), aside=secrets.token_hex(4), mode="w")
+
+    def _take(self, number: int, before: Json) -> Attempt | None:
+        token = secrets.token_hex(16)
+        owner = {
+            "token": token,
+            "machine": _machine(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "start_time": _start_time(os.getpid()),
+        }
+        path = self.path / f"lease.{number}"
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return None
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(owner, file)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self.path)
+        # Network file systems can let two creations succeed; the one whose token is there has won.
+        if (read_json(path) or {}).get("token") != token or self.highest_lease() != number:
+            return None
+        for earlier in range(1, number):  # what a killed attempt was writing aside
+            for leftover in self.path.glob(f".*.{earlier}"):
+                leftover.unlink(missing_ok=True)
+        return Attempt(self, number, token, before)
+
+
+def _with_defaults(found: Json) -> Json:
+    defaults = Settings().model_dump(mode="json")
+    return {
+        key: {**value, **found[key]}
+        if isinstance(value, dict) and isinstance(found.get(key), dict)
+        else found.get(key, value)
+        for key, value in {**dict.fromkeys(found), **defaults}.items()
+    }
+
+
+def _without_place(config: Json) -> Json:
+    """Settings without the path of an image folder, which may move: the data's fingerprint is in the run's id."""
+    data = {key: value for key, value in config["data"].items() if key != "path"}
+    return {**config, "data": data}
+
+
+class Heartbeats:
+    """Which owners on other machines are alive: those whose counter has changed within the last five minutes.
+
+    The time is measured on this process's own monotonic clock from when it first saw a value; clocks and file times
+    of different machines are never compared.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[object, float]] = {}
+
+    def is_beating(self, run_id: str, counter: object) -> bool:
+        now = time.monotonic()
+        if self._seen.get(run_id, (None,))[0] != counter:
+            self._seen[run_id] = (counter, now)
+        return now - self._seen[run_id][1] < DEAD_AFTER
+
+
+class Attempt:
+    """The right to train a run, until somebody takes it over."""
+
+    def __init__(self, folder: RunFolder, number: int, token: str, before: Json) -> None:
+        self.folder, self.number, self._token = folder, number, token
+        self._heartbeat = 0
+        self._started = time.monotonic()
+        self._seconds_before = float(before.get("seconds", 0.0))
+        self.progress: Json = {}
+
+    def check_ownership(self) -> None:
+        """Raises LeaseLostError if another attempt has taken over."""
+        if self.folder.highest_lease() != self.number:
+            raise LeaseLostError(f"{self.folder.path}: another attempt has taken this run over")
+
+    def seconds(self) -> float:
+        """Wall time of the run so far, over all its attempts."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def write_state(self, state: str) -> None:
+        """Publish the state, the progress and a new count of the heartbeat."""
+        self.check_ownership()
+        self._heartbeat += 1
+        value = {
+            "state": state,
+            "attempt": self.number,
+            "heartbeat": self._heartbeat,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "seconds": self.seconds(),
+            **self.progress,
+        }
+        write_json(self.folder.path / "state.json", value, str(self.number))
+
+    def provenance(self) -> Json:
+        """provenance.json as earlier attempts left it."""
+        return read_json(self.folder.path / "provenance.json") or {"references": {}, "attempts": []}
+
+    def write_provenance(self, references: Json, attempt: Json) -> None:
+        """Add this attempt to provenance.json."""
+        earlier = [item for item in self.provenance()["attempts"] if item.get("attempt") != self.number]
+        value = {"references": references, "attempts": [*earlier, {"attempt": self.number, **attempt}]}
+        write_json(self.folder.path / "provenance.json", value, str(self.number))
+
+    def finish(self, points: Iterable[Json], result: Json) -> None:
+        """Publish the merged curves, then the result, then the state."""
+        self.check_ownership()
+        lines = "".join(json.dumps(point) + "\n" for point in points)
+        write_atomically(
+            self.folder.path / "metrics.jsonl", lambda file: file.write(lines), aside=str(self.number), mode="w"
+        )
+        self.check_ownership()
+        write_json(self.folder.path / "result.json", {**result, "attempts": self.number}, str(self.number))
+        (self.folder.path / "failure.txt").unlink(missing_ok=True)
+        self.write_state("done")
+
+    def fail(self, traceback: str) -> None:
+        """Record an exception; a retry may take the run up again."""
+        self.check_ownership()
+        write_atomically(
+            self.folder.path / "failure.txt", lambda file: file.write(traceback), aside=str(self.number), mode="w"
+        )
+        self.write_state("failed")

@@ -1,0 +1,342 @@
+"""A study: variants of settings, what the paper reports for each, and the cells (variant x seed) to run.
+
+Studies and scales are YAML files; the ones that ship lie in ``studies/`` and ``scales/``, a user's own lie anywhere.
+This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from experiments.documents import Document, parse_value, read
+from experiments.layers import Layer, Value, check_paths, layer_from_command_line, layer_from_document, resolve
+from simsiam.config import Settings, SettingsError, flatten, nearest
+from simsiam.files import write_atomically
+
+HERE = Path(__file__).parent
+Model = TypeVar("Model", bound=BaseModel)
+SCALES = ("smoke", "cpu", "cifar", "imagenet")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class PaperResult(_Part):
+    """What the paper reports for a variant: ImageNet linear evaluation of a ResNet-50, unless ``note`` differs."""
+
+    top1: float | None = None  # percent
+    spread: float | None = None  # of top1 over trials
+    trials: int | None = None
+    note: str = ""
+
+
+class _Variant(_Part):
+    include: str | tuple[str, ...] = ()
+    settings: dict[str, Any] = {}
+    paper: PaperResult = PaperResult()
+
+
+class _ScaleBlock(_Part):
+    include: str | tuple[str, ...] = ()
+    settings: dict[str, Any] = {}
+
+
+Seeds = Annotated[int, Field(ge=1, le=1000)]
+
+
+class _StudyFile(_Part):
+    title: str
+    where: str = ""  # in the paper
+    question: str = ""
+    expected: str = ""
+    seeds: Seeds | dict[str, Seeds] = 1
+    include: str | tuple[str, ...] = ()
+    settings: dict[str, Any] = {}
+    scales: dict[str, _ScaleBlock] = {}
+    variants: dict[str, _Variant] = {}
+    grid: dict[str, tuple[Any, ...]] = {}
+
+
+class Speed(_Part):
+    """How fast a run of a scale was measured to be, for estimates."""
+
+    images_per_s: Annotated[float, Field(gt=0)]
+    device: str  # of one run
+
+
+class _ScaleFile(_Part):
+    description: str
+    speed: Speed
+    num_train: Annotated[int, Field(gt=0)]  # images in an epoch, for estimates before the data are there
+    include: str | tuple[str, ...] = ()
+    settings: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One of the sizes at which a study can be run."""
+
+    name: str
+    description: str
+    speed: Speed
+    num_train: int
+    layer: Layer
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A point in the switch space, with the paper's result for it."""
+
+    name: str
+    layer: Layer
+    paper: PaperResult = field(default_factory=PaperResult)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Variants to compare, and what the paper says of them."""
+
+    name: str
+    title: str
+    where: str
+    question: str
+    expected: str
+    path: Path | None
+    seeds: int | dict[str, int]
+    layer: Layer
+    scale_layers: dict[str, Layer]
+    variants: tuple[Variant, ...]
+
+    def num_seeds(self, scale: str) -> int:
+        """How many seeds the study asks for at a scale."""
+        return self.seeds if isinstance(self.seeds, int) else self.seeds.get(scale, 1)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a variant with a seed."""
+
+    variant: str
+    settings: Settings
+    origins: dict[str, str]
+
+    @property
+    def seed(self) -> int:
+        return self.settings.seed
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def study_names() -> list[str]:
+    """The studies that ship."""
+    return sorted(path.stem for path in (HERE / "studies").glob("*.yaml"))
+
+
+def load_scale(name: str) -> Scale:
+    """A scale by name. Raises SettingsError for an unknown one."""
+    if name not in SCALES:
+        raise SettingsError(
+            f"scale: {name!r} is not one of {', '.join(SCALES)}{nearest(name, list(SCALES))}  [--scale]"
+        )
+    document = read(HERE / "scales" / f"{name}.yaml")
+    parsed = _parse(_ScaleFile, document)
+    return Scale(name, parsed.description, parsed.speed, parsed.num_train, layer_from_document(document, "scale"))
+
+
+def default_scale() -> str:
+    """``cifar`` where there is an NVIDIA GPU, ``cpu`` elsewhere."""
+    return "cifar" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
+
+
+def load_study(name: str) -> Study:
+    """A study that ships, by name, or a user's own, by the path of its file."""
+    path = HERE / "studies" / f"{name}.yaml"
+    if name not in study_names():
+        path = Path(name)
+        if path.suffix not in (".yaml", ".yml"):
+            raise SettingsError(
+                f"study: {name!r} is neither a study that ships ({', '.join(study_names())}) nor a .yaml file"
+                f"{nearest(name, study_names())}"
+            )
+    document = read(path)
+    parsed = _parse(_StudyFile, document)
+    for scale in parsed.scales:
+        if scale not in SCALES:
+            raise SettingsError(
+                f"scales: {scale!r} is not one of {', '.join(SCALES)}  [{document.at('scales', scale)}]"
+            )
+    if isinstance(parsed.seeds, dict):
+        for scale in parsed.seeds:
+            if scale not in SCALES:
+                raise SettingsError(
+                    f"seeds: {scale!r} is not one of {', '.join(SCALES)}  [{document.at('seeds', scale)}]"
+                )
+    if not parsed.variants and not parsed.grid:
+        raise SettingsError(f"variants: a study needs at least one variant, or a grid  [{document.at('variants')}]")
+    variants: list[Variant] = []
+    for key, variant in parsed.variants.items():
+        variants.append(Variant(key, layer_from_document(document, "variant", ("variants", key)), variant.paper))
+    if parsed.grid:
+        axes = {axis: (values, f"grid, {document.at('grid', axis)}") for axis, values in parsed.grid.items()}
+        variants = list(_cross(variants, axes))
+    return Study(
+        name=path.stem,
+        title=parsed.title,
+        where=parsed.where,
+        question=parsed.question,
+        expected=parsed.expected,
+        path=path,
+        seeds=parsed.seeds,
+        layer=layer_from_document(document, "study"),
+        scale_layers={
+            scale: layer_from_document(document, f"study at {scale}", ("scales", scale)) for scale in parsed.scales
+        },
+        variants=tuple(variants),
+    )
+
+
+def grid_study(axes: Sequence[str]) -> Study:
+    """An ad-hoc study from ``dotted.path=value,value`` axes; a list as a value is written ``[0.2,1.0]``."""
+    parsed: dict[str, tuple[Sequence[Any], str]] = {}
+    for axis in axes:
+        path, equals, text = axis.partition("=")
+        origin = f"grid {axis}"
+        if not equals or not path:
+            raise SettingsError(f"{axis!r} is not of the form dotted.path=value,value  [grid]")
+        if path in parsed:
+            raise SettingsError(f"{path}: is an axis of the grid twice  [{origin}]")
+        parsed[path] = (parse_value(f"[{text}]", origin), origin)
+    if not parsed:
+        raise SettingsError("grid: at least one axis (dotted.path=value,value) is wanted")
+    name = "grid-" + re.sub(r"[^a-z0-9.]+", "-", "-".join(parsed).lower())
+    return Study(name, f"Grid over {', '.join(parsed)}", "", "", "", None, 1, {}, {}, tuple(_cross([], parsed)))
+
+
+def _cross(variants: list[Variant], axes: Mapping[str, tuple[Sequence[Any], str]]) -> Iterator[Variant]:
+    """Each variant (or none) with each point of the grid."""
+    for path, (values, origin) in axes.items():
+        check_paths({path: Value(None, origin)})
+        if path == "seed":
+            raise SettingsError(f"seed: is chosen with --seeds or `seeds:`  [{origin}]")
+        if not values:
+            raise SettingsError(f"{path}: the grid has no values here  [{origin}]")
+        for i, value in enumerate(values):
+            if value in values[:i]:
+                raise SettingsError(f"{path}: {_short(value)} is in the grid twice  [{origin}]")
+    for variant in variants or [Variant("", {})]:
+        for values in itertools.product(*(values for values, _ in axes.values())):
+            point = {path: Value(value, axes[path][1]) for path, value in zip(axes, values, strict=True)}
+            label = ", ".join(f"{path}={_short(value.value)}" for path, value in point.items())
+            yield Variant(
+                f"{variant.name}, {label}" if variant.name else label, {**variant.layer, **point}, variant.paper
+            )
+
+
+def _short(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, tuple):
+        return f"[{','.join(_short(inner) for inner in value)}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# --- cells -------------------------------------------------------------------------------------------------------
+
+
+def seeds_from_text(text: str) -> list[int]:
+    """``3`` is seeds 0, 1, 2; ``4-6`` is 4, 5, 6. Raises SettingsError."""
+    match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text.strip())
+    if match and match[2] is None and int(match[1]) >= 1:
+        return list(range(int(match[1])))
+    if match and match[2] is not None and int(match[1]) <= int(match[2]):
+        return list(range(int(match[1]), int(match[2]) + 1))
+    raise SettingsError(f"seeds: {text!r} must be a count of at least 1 (3: seeds 0, 1, 2) or a range (4-6)  [--seeds]")
+
+
+def make_cells(study: Study, scale: Scale, seeds: Iterable[int], overrides: Iterable[str] = ()) -> list[Cell]:
+    """All cells of a study at a scale, variant by variant. Raises SettingsError before any is run.
+
+    Refuses two variants that would compute the same.
+    """
+    command_line = layer_from_command_line(overrides)
+    base: Layer = {**scale.layer, **study.layer, **study.scale_layers.get(scale.name, {})}
+    cells, seen = [], dict[tuple[Any, ...], str]()
+    seeds = list(seeds)
+    for variant in study.variants:
+        for path in variant.layer.keys() & command_line.keys():
+            if len(study.variants) > 1:
+                raise SettingsError(
+                    f"{path}: cannot be set for all variants, since it is what variant '{variant.name}' varies"
+                    f"  [{command_line[path].origin}; {variant.layer[path].origin}]"
+                )
+        resolved = resolve((base, variant.layer, command_line), blame=f"variant '{variant.name}': ")
+        identity = tuple(flatten(resolved.settings).values())
+        if identity in seen:
+            raise SettingsError(
+                f"variants '{seen[identity]}' and '{variant.name}' have the same settings  [{study.path or 'grid'}]"
+            )
+        seen[identity] = variant.name
+        for seed in seeds:
+            origins = {**resolved.origins, "seed": "--seeds"}
+            cells.append(Cell(variant.name, resolved.settings.model_copy(update={"seed": seed}), origins))
+    return cells
+
+
+def _parse(kind: type[Model], document: Document) -> Model:
+    """A document as a model; pydantic's findings become lines with the key, the value, what is allowed, file:line."""
+    try:
+        return kind.model_validate(document.content)
+    except ValidationError as error:
+        problems: dict[tuple[str, ...], str] = {}
+        for item in error.errors():
+            keys = tuple(str(part) for part in item["loc"])
+            while keys and keys not in document.lines and len(keys) > 1:  # a branch of a union, an index
+                keys = keys[:-1]
+            if item["type"] == "extra_forbidden":
+                known = _known_keys(kind, keys[:-1])
+                problem = f"no such key{nearest(keys[-1], known)} (known here: {', '.join(known)})"
+            elif item["type"] == "missing":
+                problem = "is missing"
+            else:
+                problem = f"{item['input']!r} is not allowed: {item['msg'][0].lower()}{item['msg'][1:]}"
+            problems.setdefault(keys, f"{'.'.join(keys)}: {problem}  [{document.at(*keys)}]")
+        raise SettingsError("\n".join(problems.values())) from None
+
+
+@cache
+def _known_keys(kind: type[BaseModel], keys: tuple[str, ...]) -> list[str]:
+    if keys and keys[0] == "variants":
+        return list(PaperResult.model_fields if keys[-1] == "paper" else _Variant.model_fields)
+    if keys and keys[0] == "scales":
+        return list(_ScaleBlock.model_fields)
+    if keys and keys[0] == "speed":
+        return list(Speed.model_fields)
+    return list(kind.model_fields)
+
+
+def save_grid(study: Study, runs: Path) -> Path:
+    """Write an ad-hoc grid as a study file, so that it can be reported on later; the same grid gives the same file."""
+    axes: dict[str, list[Any]] = {}
+    for variant in study.variants:
+        for setting, value in variant.layer.items():
+            plain = list(value.value) if isinstance(value.value, tuple) else value.value
+            if plain not in axes.setdefault(setting, []):
+                axes[setting].append(plain)
+    text = yaml.safe_dump({"title": study.title, "grid": axes}, sort_keys=False)
+    path = runs / "grids" / f"{study.name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text), aside=str(os.getpid()), mode="w")
+    return path

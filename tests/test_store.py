@@ -1,0 +1,237 @@
+"""Ownership of runs: one owner, takeover of the dead, nothing reused for other settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from experiments import store
+from experiments.store import Attempt, Heartbeats, LeaseLostError, RunFolder, StoreError
+from simsiam import metrics
+from simsiam.config import Settings, SettingsError, run_id, validate
+from tests.conftest import ROOT, SMALL
+
+Small = Callable[..., Settings]
+
+
+def claim(
+    runs: Path, settings: Settings, *, retry_failed: bool = False, beats: Heartbeats | None = None
+) -> Attempt | None:
+    return RunFolder(runs, "run-s0").claim(settings, beats or Heartbeats(), retry_failed=retry_failed)
+
+
+def owned_by_a_dead_process(runs: Path) -> None:
+    """A claim by a process that is then gone, as after kill -9."""
+    script = (
+        "import sys, json; from pathlib import Path\n"
+        "from experiments.store import *; from simsiam.config import validate\n"
+        "folder, settings = RunFolder(Path(sys.argv[1]), 'run-s0'), validate(json.loads(sys.argv[2]))\n"
+        "attempt = folder.claim(settings, Heartbeats(), retry_failed=False)\n"
+        "attempt.progress = {'step': 7}; attempt.write_state('running')\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(runs), json.dumps(SMALL)], cwd=ROOT, check=True)
+
+
+def test_a_run_has_one_owner(small: Small, tmp_path: Path) -> None:
+    first = claim(tmp_path, small())
+    assert first is not None
+    assert first.number == 1
+    first.write_state("running")
+    assert claim(tmp_path, small()) is None
+    assert RunFolder(tmp_path, "run-s0").status().state == "running"
+
+
+def test_of_many_contenders_one_wins(small: Small, tmp_path: Path) -> None:
+    settings, won, start = small(), list[int | None](), threading.Barrier(16)
+
+    def contend() -> None:
+        start.wait()
+        attempt = claim(tmp_path, settings)
+        won.append(attempt.number if attempt else None)
+
+    threads = [threading.Thread(target=contend) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won, key=str) == [1] + [None] * 15
+    assert len(list((tmp_path / "run-s0").glob("lease.*"))) == 1
+
+
+def test_a_dead_owner_is_taken_over_at_once_on_the_same_machine(small: Small, tmp_path: Path) -> None:
+    owned_by_a_dead_process(tmp_path)
+    status = RunFolder(tmp_path, "run-s0").status()
+    assert (status.state, status.detail["step"]) == ("interrupted", 7)
+    second = claim(tmp_path, small())
+    assert second is not None
+    assert second.number == 2
+
+
+def test_a_pid_that_was_recycled_is_not_the_owner(small: Small, tmp_path: Path) -> None:
+    assert claim(tmp_path, small()) is not None
+    lease = tmp_path / "run-s0" / "lease.1"
+    owner = json.loads(lease.read_text())
+    assert owner["pid"] == os.getpid()
+    lease.write_text(json.dumps({**owner, "start_time": "1"}))
+    assert RunFolder(tmp_path, "run-s0").status().state == "interrupted"
+
+
+def test_another_machine_is_dead_when_its_heartbeat_stands_still(
+    small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time is the observer's own; what the other machine's clock says does not matter."""
+    now = 1000.0
+    monkeypatch.setattr(store.time, "monotonic", lambda: now)
+    owner = claim(tmp_path, small())
+    assert owner is not None
+    owner.write_state("running")
+    lease = tmp_path / "run-s0" / "lease.1"
+    lease.write_text(json.dumps({**json.loads(lease.read_text()), "machine": "another", "pid": 1}))
+    beats = Heartbeats()
+    assert claim(tmp_path, small(), beats=beats) is None
+    now += 299
+    assert claim(tmp_path, small(), beats=beats) is None
+    owner.write_state("running")  # it beats again
+    now += 299
+    assert claim(tmp_path, small(), beats=beats) is None
+    now += 299
+    assert claim(tmp_path, small(), beats=beats) is None
+    now += 2
+    second = claim(tmp_path, small(), beats=beats)
+    assert second is not None
+    assert second.number == 2
+
+
+def test_an_owner_that_was_taken_over_publishes_nothing_more(small: Small, tmp_path: Path) -> None:
+    first = claim(tmp_path, small())
+    assert first is not None
+    (tmp_path / "run-s0" / "lease.2").write_text("{}")
+    for publish in (
+        first.check_ownership,
+        lambda: first.write_state("running"),
+        lambda: first.finish([], {}),
+        lambda: first.fail("no"),
+    ):
+        with pytest.raises(LeaseLostError):
+            publish()
+    assert not (tmp_path / "run-s0" / "result.json").exists()
+    assert not (tmp_path / "run-s0" / "state.json").exists()
+
+
+@pytest.mark.parametrize("state", ["stopped", "failed", "done"])
+def test_what_has_ended(small: Small, tmp_path: Path, state: str) -> None:
+    attempt = claim(tmp_path, small())
+    assert attempt is not None
+    if state == "done":
+        attempt.finish([{"epoch": 0.0, "step": 0}], {"outcome": "healthy"})
+    elif state == "failed":
+        attempt.fail("Traceback: boom")
+        assert (tmp_path / "run-s0" / "failure.txt").read_text() == "Traceback: boom"
+    else:
+        attempt.write_state("stopped")
+    assert RunFolder(tmp_path, "run-s0").status().state == state
+    again, retried = claim(tmp_path, small()), claim(tmp_path, small(), retry_failed=True)
+    assert (again is not None) == (state == "stopped")
+    assert (retried is not None) == (state == "failed")
+
+
+def test_time_adds_up_over_attempts(small: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(store.time, "monotonic", lambda: now)
+    first = claim(tmp_path, small())
+    assert first is not None
+    now += 10
+    first.write_state("stopped")
+    now += 1000
+    second = claim(tmp_path, small())
+    assert second is not None
+    now += 5
+    assert second.seconds() == pytest.approx(15)
+
+
+def test_a_folder_with_other_settings_is_refused(small: Small, tmp_path: Path) -> None:
+    attempt = claim(tmp_path, small())
+    assert attempt is not None
+    attempt.write_state("stopped")
+    with pytest.raises(StoreError, match="other settings"):
+        claim(tmp_path, small(epochs=3))
+    (tmp_path / "run-s0" / "config.yaml").write_text("{: not yaml")
+    with pytest.raises(StoreError, match="damaged"):
+        claim(tmp_path, small())
+
+
+def test_a_folder_that_is_older_than_a_switch_is_still_good(small: Small, tmp_path: Path) -> None:
+    attempt = claim(tmp_path, small())
+    assert attempt is not None
+    attempt.write_state("stopped")
+    path = tmp_path / "run-s0" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config["target"]
+    del config["augment"]["hue"]
+    path.write_text(yaml.safe_dump(config))
+    assert claim(tmp_path, small()) is not None
+
+
+def test_config_is_the_resolved_settings(small: Small, tmp_path: Path) -> None:
+    settings = small(optimizer__lr=0.123)
+    assert claim(tmp_path, settings) is not None
+    content = yaml.safe_load((tmp_path / "run-s0" / "config.yaml").read_text())
+    assert content["optimizer"]["lr"] == 0.123
+    assert content == settings.model_dump(mode="json")
+
+
+# --- curves of several attempts ----------------------------------------------------------------------------------
+
+
+def test_later_attempts_win_from_their_resume_step_on(tmp_path: Path) -> None:
+    first = metrics.MetricsWriter(tmp_path, 1, None)
+    for step in (0, 5, 10, 15):
+        first.write({"epoch": step / 10, "step": step, "loss": 1.0})
+    second = metrics.MetricsWriter(tmp_path, 2, 10)
+    second.write({"epoch": 1.5, "step": 15, "loss": float("nan")})
+    third = metrics.MetricsWriter(tmp_path, 10, 15)  # ten comes after two
+    third.write({"epoch": 2.0, "step": 20, "loss": 3.0})
+    (tmp_path / "metrics.10.jsonl").open("a").write('{"epoch": 2.5, "st')  # killed in mid-line
+    points = metrics.merge(tmp_path)
+    assert [(point["step"], point["loss"]) for point in points] == [
+        (0, 1.0),
+        (5, 1.0),
+        (10, 1.0),
+        (15, None),
+        (20, 3.0),
+    ]
+    metrics.MetricsWriter(tmp_path, 11, None).write({"epoch": 0.0, "step": 0, "loss": 4.0})
+    assert [point["loss"] for point in metrics.merge(tmp_path)] == [4.0]
+
+
+# --- names of runs -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_named_by_what_it_computes() -> None:
+    base = validate(SMALL)
+    name = run_id(base, "data")
+    assert run_id(validate({**SMALL, "optimizer.lr": 0.05}), "data") == name, "a default that is written out"
+    assert run_id(validate({**SMALL, "data.path": "elsewhere"}), "data") == name, "where an image folder is"
+    others = [
+        run_id(base, "other data"),
+        run_id(validate({**SMALL, "seed": 1}), "data"),
+        run_id(validate({**SMALL, "target.stop_gradient": False}), "data"),
+        run_id(validate({**SMALL, "precision": "bfloat16"}), "data"),
+    ]
+    assert len({name, *others}) == 5
+    assert run_id(validate({**SMALL, "seed": 1}), "data").split("-")[0] == name.split("-")[0]
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        validate(SMALL).seed = 1  # type: ignore[misc]
+    with pytest.raises(SettingsError):
+        validate({"nothing": 1})
