@@ -433,25 +433,38 @@ def _run(
 
 
 def _report(made: Plan, out: Path) -> None:
-    from analysis.report import ReportVariant, write_report
+    from analysis.report import ReportVariant
+    from analysis.report import report as write_report
+    from experiments.store import StoreError
 
+    first = {planned.cell.variant: planned for planned in reversed(made.cells)}
+    seeds: dict[str, list[int]] = {}
+    for planned in made.cells:
+        seeds.setdefault(planned.cell.variant, []).append(planned.cell.seed)
     variants = [
         ReportVariant(
             name=variant.name,
-            config_id=next(planned.config_id for planned in made.cells if planned.cell.variant == variant.name),
+            config_id=first[variant.name].config_id,
             paper=variant.paper,
-            settings=next(planned.cell.settings for planned in made.cells if planned.cell.variant == variant.name),
-            seeds=tuple(planned.cell.seed for planned in made.cells if planned.cell.variant == variant.name),
+            settings=first[variant.name].cell.settings,
+            seeds=tuple(seeds[variant.name]),
         )
         for variant in made.study.variants
     ]
-    files = write_report(made.study, variants, made.runs, out, scale=made.scale.name, command=shlex.join(sys.argv))
+    try:
+        command = shlex.join(["run_ablation.py", *sys.argv[1:]])
+        files = write_report(made.study, variants, made.runs, out, scale=made.scale.name, command=command)
+    except OSError as error:
+        raise StoreError(f"{out}: the report cannot be written here ({error.strerror})  [--out]") from None
     console = _console()
-    table = _table(*files.columns)
-    for row in files.rows:
+    console.print(f"\n{files.answer}\n", highlight=False, markup=False)
+    table = _table(*files.table.headings())
+    for row in files.table.lines():
         table.add_row(*row)
     console.print(table)
-    console.print(f"\nPage: {files.page}", highlight=False, soft_wrap=True)
+    for note in (*files.table.notes, *files.warnings):
+        console.print(note, highlight=False, markup=False)
+    console.print(f"\nPage: {files.page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _options(scale: Scale, seeds: str | None, overrides: list[str] | None, runs: Path, data: Path) -> list[str]:

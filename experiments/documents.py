@@ -94,6 +94,9 @@ def _walk(node: yaml.Node, keys: tuple[str, ...], path: Path, depth: int = 0) ->
     """The line of each key; refuses a key that is set twice, which YAML would silently let the last one win."""
     if depth > 20:
         raise SettingsError(f"{path}:{node.start_mark.line + 1}: nested too deeply (an alias that contains itself?)")
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _walk(item, keys, path, depth + 1)
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}

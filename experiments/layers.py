@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.documents import Document, parse_value, read
-from simsiam.config import Settings, SettingsError, dotted_paths, nearest, validate
+from simsiam.config import Settings, SettingsError, dotted_paths, unknown, validate
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,7 @@ def check_paths(layer: Layer) -> None:
     known = dotted_paths()
     wrong = [path for path in layer if path not in known]
     if wrong:
-        raise SettingsError(
-            "\n".join(f"{path}: no such setting{nearest(path, known)}  [{layer[path].origin}]" for path in wrong)
-        )
+        raise SettingsError("\n".join(f"{unknown(path)}  [{layer[path].origin}]" for path in wrong))
 
 
 def layer_from_command_line(assignments: Iterable[str]) -> Layer:

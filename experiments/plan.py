@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.store import Heartbeats, RunFolder, Status
+from experiments.store import Heartbeats, RunFolder, Status, run_names
 from experiments.study import Cell, Scale, Study, make_cells
 from simsiam.config import DataSettings, Settings, config_id
 from simsiam.data import fingerprint
@@ -47,10 +46,7 @@ class Plan:
 
     def statuses(self) -> dict[str, Status]:
         """The state of each run."""
-        try:
-            there = {entry.name for entry in os.scandir(self.runs)}
-        except (FileNotFoundError, NotADirectoryError):
-            there = set()
+        there = run_names(self.runs)
         heartbeats = Heartbeats()
         pending = Status("pending", {})
         return {
@@ -90,11 +86,7 @@ def make_plan(
 
 
 def _seeds_on_disk(runs: Path, config_ids: set[str]) -> set[int]:
-    try:
-        names = [entry.name for entry in os.scandir(runs)]
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    matches = (re.fullmatch(r"([0-9a-f]{12})-s(\d+)", name) for name in names)
+    matches = (re.fullmatch(r"([0-9a-f]{12})-s(\d+)", name) for name in run_names(runs))
     return {int(match[2]) for match in matches if match and match[1] in config_ids}
 
 

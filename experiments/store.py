@@ -55,6 +55,16 @@ def write_json(path: Path, value: Json, aside: str) -> None:
     write_atomically(path, lambda file: file.write(text + "\n"), aside=aside, mode="w")
 
 
+def run_names(runs: Path) -> set[str]:
+    """The names of the run folders. Raises StoreError if the place cannot be read."""
+    try:
+        return {entry.name for entry in os.scandir(runs)}
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise StoreError(f"{runs}: run folders cannot be read here ({error.strerror})  [--runs]") from None
+
+
 # --- who is alive ------------------------------------------------------------------------------------------------
 
 

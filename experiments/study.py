@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.documents import Document, parse_value, read
 from experiments.layers import Layer, Value, check_paths, layer_from_command_line, layer_from_document, resolve
-from simsiam.config import Settings, SettingsError, flatten, nearest
+from simsiam.config import Settings, SettingsError, config_id, nearest
 from simsiam.files import write_atomically
 
 HERE = Path(__file__).parent
@@ -273,7 +273,7 @@ def make_cells(study: Study, scale: Scale, seeds: Iterable[int], overrides: Iter
     """
     command_line = layer_from_command_line(overrides)
     base: Layer = {**scale.layer, **study.layer, **study.scale_layers.get(scale.name, {})}
-    cells, seen = [], dict[tuple[Any, ...], str]()
+    cells, seen = [], dict[str, str]()
     seeds = list(seeds)
     for variant in study.variants:
         for path in variant.layer.keys() & command_line.keys():
@@ -283,7 +283,7 @@ def make_cells(study: Study, scale: Scale, seeds: Iterable[int], overrides: Iter
                     f"  [{command_line[path].origin}; {variant.layer[path].origin}]"
                 )
         resolved = resolve((base, variant.layer, command_line), blame=f"variant '{variant.name}': ")
-        identity = tuple(flatten(resolved.settings).values())
+        identity = config_id(resolved.settings, "")
         if identity in seen:
             raise SettingsError(
                 f"variants '{seen[identity]}' and '{variant.name}' have the same settings  [{study.path or 'grid'}]"

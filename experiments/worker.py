@@ -194,6 +194,7 @@ def _provenance(where: Surroundings, dataset: Dataset, threads: int) -> dict[str
         },
         "host": platform.node(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device_type": device.type,
         "threads": threads,
         "data_fingerprint": dataset.fingerprint,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import zipfile
@@ -26,8 +27,11 @@ def save(folder: Path, state: State, attempt: int) -> None:
     """Publish ``state`` as the newest checkpoint. At every moment the newest or the one before is whole."""
     newest = folder / NEWEST
 
+    content = io.BytesIO()  # torch hides a full disk behind an error of its own
+    torch.save({"format": FORMAT, **state}, content)
+
     def publish_over_previous(file: Any) -> None:
-        torch.save({"format": FORMAT, **state}, file)
+        file.write(content.getbuffer())
         file.flush()
         os.fsync(file.fileno())
         if newest.exists():

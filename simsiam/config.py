@@ -264,6 +264,15 @@ def nearest(name: str, names: list[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
+def unknown(path: str) -> str:
+    """What to say of a dotted path that no setting has."""
+    if path in _sections():
+        return (
+            f"{path}: is a section, not a setting; set one of its parts ({', '.join(_sections()[path].model_fields)})"
+        )
+    return f"{path}: no such setting{nearest(path, dotted_paths())}"
+
+
 def validate(flat: Mapping[str, Any], origin: Callable[[str], str] = lambda path: "") -> Settings:
     """Settings from values by dotted path; what is not given takes its default.
 
@@ -275,13 +284,7 @@ def validate(flat: Mapping[str, Any], origin: Callable[[str], str] = lambda path
     for path, value in flat.items():
         section, _, leaf = path.rpartition(".")
         if path not in _defaults():
-            if path in _sections():
-                leaves = ", ".join(_sections()[path].model_fields)
-                problems.append(
-                    f"{path}: is a section, not a setting; set one of its parts ({leaves})" + _at(origin, path)
-                )
-            else:
-                problems.append(f"{path}: no such setting{nearest(path, dotted_paths())}" + _at(origin, path))
+            problems.append(unknown(path) + _at(origin, path))
         elif section:
             nested.setdefault(section, {})[leaf] = value
         else:
@@ -380,6 +383,8 @@ def _cross_checks(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...
             )
     if s.backbone.name == "small" and s.backbone.stem != "imagenet":
         yield "backbone.stem", "has no effect with backbone.name=small; use backbone.stem_stride", ("backbone.stem",)
+    if s.data.name != "folder" and s.data.path != _defaults()["data.path"]:
+        yield "data.path", f"has no effect with data.name={s.data.name}; only with folder", ("data.path", "data.name")
     if s.data.name != "folder" and s.data.storage == "files":
         yield (
             "data.storage",

@@ -1,0 +1,51 @@
+# make demo   everything that is needed, then the stop-gradient study on real images, with its report
+# make test   everything that is needed, then lint, types, tests
+# Both set up a virtual environment of their own in .venv and need nothing but Python >= 3.10, git and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN    := $(BIN)/python run_ablation.py
+
+.PHONY: demo test test-lowest lint bench clean
+.DEFAULT_GOAL := demo
+
+# Stamps say which part of the environment is in place; a changed pyproject.toml renews it.
+$(VENV)/installed: pyproject.toml
+	@echo "Setting up $(VENV) (once; PyTorch is large, this takes some minutes)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/installed
+	@echo "Demo: trains a small SimSiam on Fashion-MNIST with and without stop-gradient (Fig. 2 of the paper) and"
+	@echo "reports on it; about 8 minutes on 2 CPU cores. Stop it at any time; 'make demo' goes on from there."
+	$(RUN) run stop-gradient --scale cpu
+	$(RUN) report stop-gradient --scale cpu
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The lower bounds of pyproject.toml, installed and tested in an environment of their own.
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
+	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
+	.venv-lowest/bin/python -m pytest
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m benchmarks.command
+
+clean:
+	rm -rf $(VENV) .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find simsiam experiments analysis tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

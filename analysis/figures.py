@@ -1,0 +1,317 @@
+"""The three panels of the paper's Figure 2, for any set of runs: loss, std of z, kNN accuracy.
+
+::
+
+    points, runs = load_runs("runs")
+    plot_training(points, runs, hue="target.stop_gradient").savefig("figure.pdf")
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import NDArray
+
+from analysis import style
+
+Curve = NDArray[np.float64]  # (n, 2): epoch, value
+
+LABELS = {
+    "loss": "training loss",
+    "z_std_relative": "std of z/|z| (units of 1/√d)",
+    "knn_top1": "kNN top-1 (%)",
+}
+LOSS_NAMES = {"cosine": "negative cosine", "squared-distance": "squared distance"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that are drawn as one: repetitions of one variant."""
+
+    label: str
+    runs: tuple[str, ...]
+    loss: str  # loss.name of its settings; "" if unknown
+    mixed: bool  # its runs came to different outcomes, so that a mean would describe none of them
+    colour: str
+    dashes: Any
+
+
+def plot_training(
+    points: pd.DataFrame,
+    runs: pd.DataFrame,
+    hue: str | None = None,
+    *,
+    width: float = style.TWO_COLUMNS,
+    stacked: bool | None = None,
+) -> Figure:
+    """Loss, std and kNN against epochs, with the lines that each is to be compared with.
+
+    ``points`` and ``runs`` are those of :func:`analysis.load_runs`. ``hue`` is the column of ``runs`` that tells curves
+    apart: a setting by its dotted path, ``variant``, ``config`` ...; by default ``variant`` if there is one, else
+    ``config``. Runs with the same value are repetitions: a line at their mean and a band from the lowest to the
+    highest. A run is a thin line of its own if it is alone, has not come as far as the others, or if they came to
+    different outcomes. Losses of different names get panels of their own. ``width`` is in inches; ``stacked`` puts the
+    panels one below the other (by default: where the figure is narrow). Raises ValueError if ``runs`` has no such
+    column.
+    """
+    with matplotlib.rc_context(style.RC):
+        stacked = width < 5 if stacked is None else stacked
+        groups = make_groups(runs, hue)
+        panels = _panels(groups)
+        title = hue if hue not in (None, "variant", "config") else None
+        figure, axes = _canvas(groups, len(panels), width, stacked, title)
+        points = points[points["run"].isin(runs["run"])]
+        by_run = dict(iter(points.groupby("run", sort=False)))
+        horizon = _horizon(points, runs)
+        for ax, (metric, members) in zip(axes, panels, strict=True):
+            curves = {group: _curves(by_run, group, metric) for group in members}
+            for group, of_group in curves.items():
+                _draw(ax, group, of_group)
+            if metric == "loss":
+                _finish_loss(ax, members, curves, points, several=len(panels) > 3)
+            elif metric == "z_std_relative":
+                _finish_std(ax, curves)
+            else:
+                _finish_knn(ax, runs)
+            ax.set_xlim(0, horizon)
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=horizon >= 5, min_n_ticks=3))
+            if not stacked or ax is axes[-1]:
+                ax.set_xlabel("epoch")
+            else:
+                ax.tick_params(labelbottom=False)
+            if not any(len(curve) for of_group in curves.values() for curve in of_group):
+                at_centre: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "center"}
+                ax.text(0.5, 0.5, "no data yet", color=style.REFERENCE, **at_centre)
+        figure.align_ylabels(axes)
+        return figure
+
+
+def make_groups(runs: pd.DataFrame, hue: str | None = None) -> list[Group]:
+    """What will be drawn in one colour each, in order: that of a categorical column, of numbers, or of first sight."""
+    hue = hue or ("variant" if "variant" in runs else "config")
+    if hue not in runs:
+        raise ValueError(f"hue: {hue!r} is not a column of the runs ({', '.join(map(str, runs.columns))})")
+    values = list(pd.unique(runs[hue].dropna()))
+    if isinstance(runs[hue].dtype, pd.CategoricalDtype):
+        values = [value for value in runs[hue].cat.categories if value in values]
+    elif pd.api.types.is_numeric_dtype(runs[hue]):
+        values = sorted(values)
+    losses = runs["loss.name"].fillna("") if "loss.name" in runs else pd.Series("", index=runs.index)
+    found = []
+    for value in values:
+        chosen = runs[hue] == value
+        several = losses[chosen].nunique() > 1
+        for loss in pd.unique(losses[chosen]):
+            found.append((f"{value}, {loss}" if several else value, chosen & (losses == loss), loss))
+    return [
+        Group(_text(label), tuple(runs.loc[chosen, "run"]), loss, runs.loc[chosen, "outcome"].nunique() > 1, *look)
+        for (label, chosen, loss), look in zip(found, style.line_styles(), strict=False)
+    ]
+
+
+def _text(label: Any) -> str:
+    return f"{label:g}" if isinstance(label, float) else str(label)
+
+
+def _panels(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
+    """A panel of each loss, since curves of different losses must not share an axis, then std and kNN of all."""
+    losses = list(dict.fromkeys(group.loss for group in groups)) or [""]
+    by_loss = [("loss", [group for group in groups if group.loss == loss]) for loss in losses]
+    return [*by_loss, ("z_std_relative", list(groups)), ("knn_top1", list(groups))]
+
+
+# --- curves ------------------------------------------------------------------------------------------------------
+
+
+def _curves(by_run: Mapping[Any, pd.DataFrame], group: Group, metric: str) -> list[Curve]:
+    """The finite values of a metric, a curve for each run of the group that has any."""
+    curves = [by_run[run][["epoch", metric]].to_numpy(float) for run in group.runs if run in by_run]
+    finite = [curve[np.isfinite(curve[:, 1])] for curve in curves]
+    return [curve for curve in finite if len(curve)]
+
+
+def split_by_length(curves: Sequence[Curve]) -> tuple[list[Curve], list[Curve]]:
+    """Those that reach as far as any, which can be averaged, and those that end before."""
+    end = max((curve[-1, 0] for curve in curves), default=0.0)
+    whole = [curve for curve in curves if curve[-1, 0] >= end - 1e-6]
+    return whole, [curve for curve in curves if curve[-1, 0] < end - 1e-6]
+
+
+def mean_and_range(curves: Sequence[Curve]) -> tuple[Curve, Curve, Curve]:
+    """Epochs (n,), mean (n,), and lowest and highest (2, n), over curves that may be logged at different epochs."""
+    start, end = max(curve[0, 0] for curve in curves), min(curve[-1, 0] for curve in curves)
+    epochs = np.unique(np.round(np.concatenate([curve[:, 0] for curve in curves]), 9))
+    epochs = epochs[(epochs >= start - 1e-6) & (epochs <= end + 1e-6)]
+    values = np.stack([np.interp(epochs, curve[:, 0], curve[:, 1]) for curve in curves])
+    return epochs, values.mean(0), np.stack([values.min(0), values.max(0)])
+
+
+def _draw(ax: Axes, group: Group, curves: Sequence[Curve]) -> None:
+    whole, single = split_by_length(curves)
+    if len(whole) == 1 or group.mixed:
+        whole, single = [], list(curves)
+    if whole:
+        epochs, mean, (low, high) = mean_and_range(whole)
+        ax.fill_between(epochs, low, high, color=group.colour, alpha=0.2, linewidth=0)
+        ax.plot(epochs, mean, color=group.colour, linestyle=group.dashes, linewidth=1.4)
+    for curve in single:
+        ax.plot(curve[:, 0], curve[:, 1], color=group.colour, linestyle=group.dashes, linewidth=0.8)
+        if len(curve) == 1:  # a line of one point is invisible
+            ax.plot(curve[:, 0], curve[:, 1], color=group.colour, marker="o", markersize=2.5)
+
+
+def _horizon(points: pd.DataFrame, runs: pd.DataFrame) -> float:
+    """The epoch to which the axis goes: that planned, so that a run in progress shows how far it is."""
+    planned = pd.to_numeric(runs["epochs"], errors="coerce").max() if "epochs" in runs else math.nan
+    known = [value for value in (planned, points["epoch"].max()) if value > 0]
+    return float(max(known, default=1.0))
+
+
+# --- panels ------------------------------------------------------------------------------------------------------
+
+
+def _canvas(
+    groups: Sequence[Group], num_panels: int, width: float, stacked: bool, title: str | None
+) -> tuple[Figure, list[Axes]]:
+    """Panels under one legend."""
+    num_columns = 1 if stacked else num_panels if num_panels <= 4 else 3
+    num_rows = math.ceil(num_panels / num_columns)
+    labels = ["\n".join(textwrap.wrap(group.label, max(20, int(width * 12)))) or "(no name)" for group in groups]
+    entry = 0.45 + 0.062 * max((len(line) for label in labels for line in label.split("\n")), default=0)  # inches
+    legend_columns = max(1, min(len(labels), int(width / entry)))
+    legend_rows = math.ceil(len(labels) / legend_columns)
+    legend_columns = math.ceil(len(labels) / max(legend_rows, 1))  # rows of equal length
+    lines = sum(label.count("\n") + 1 for label in labels) / max(legend_columns, 1)
+    legend_height = 0.16 * (lines + bool(title)) + 0.1 if labels else 0.0
+    panel_height = 1.45 if stacked else 1.9
+    figure = Figure(figsize=(width, panel_height * num_rows + legend_height), layout="constrained")
+    axes = [figure.add_subplot(num_rows, num_columns, i + 1) for i in range(num_panels)]
+    if labels:
+        handles = [Line2D([], [], color=group.colour, linestyle=group.dashes, linewidth=1.4) for group in groups]
+        figure.legend(
+            handles,
+            [label.replace("$", r"\$") for label in labels],
+            loc="outside upper left" if len(labels) > 3 else "outside upper center",
+            ncols=legend_columns,
+            title=title,
+            alignment="left",
+            columnspacing=1.4,
+            labelspacing=0.25,
+            borderaxespad=0.1,
+        )
+    return figure, axes
+
+
+def _finish_loss(
+    ax: Axes, groups: Sequence[Group], curves: dict[Group, list[Curve]], points: pd.DataFrame, several: bool
+) -> None:
+    loss = groups[0].loss if groups else ""
+    ax.set_ylabel(f"{LABELS['loss']}\n({LOSS_NAMES.get(loss, loss) or 'unknown'})" if several else LABELS["loss"])
+    diverged = set(points.loc[points["diverged"], "run"])
+    kept = [
+        curve[:, 1] for group, of_group in curves.items() if not diverged & set(group.runs) for curve in of_group
+    ] or [curve[:, 1] for of_group in curves.values() for curve in of_group]
+    if kept:
+        # What blows up must not flatten what does not.
+        values = np.concatenate(kept)
+        low, high = values.min(), values.max()
+        if loss == "cosine":
+            low, high = -1.0, min(max(high, -0.8), 1.0)
+        margin = 0.05 * (high - low or 1.0)
+        ax.set_ylim(low - margin, high + margin)
+    if loss == "cosine":
+        _reference_lines(ax, [(-1.0, "minimum", "--")])
+    for group in groups:
+        for run in diverged & set(group.runs):
+            _mark_divergence(ax, group, points[points["run"] == run])
+
+
+def _mark_divergence(ax: Axes, group: Group, of_run: pd.DataFrame) -> None:
+    """A cross at the top of the panel where the loss stopped being finite."""
+    epoch = of_run.loc[of_run["diverged"], "epoch"].min()
+    ax.plot([epoch], [0.97], transform=ax.get_xaxis_transform(), color=group.colour, marker="x", markersize=4.5)
+    ax.annotate(
+        "diverged", (epoch, 0.97), xycoords=ax.get_xaxis_transform(), xytext=(4, 0), textcoords="offset points",
+        va="center", fontsize=7, color=style.REFERENCE,
+    )  # fmt: skip
+
+
+def _finish_std(ax: Axes, curves: dict[Group, list[Curve]]) -> None:
+    ax.set_ylabel(LABELS["z_std_relative"])
+    highest = max((curve[:, 1].max() for of_group in curves.values() for curve in of_group), default=1.0)
+    ax.set_ylim(0, 1.08 * max(highest, 1.0))
+    _reference_lines(ax, [(1.0, "1/√d", "--")])
+
+
+def _finish_knn(ax: Axes, runs: pd.DataFrame) -> None:
+    ax.set_ylabel(LABELS["knn_top1"])
+    lines = []
+    for name, (low, high), dashes in reference_values(runs):
+        if high - low > 0.1:  # runs on different data have different lines
+            ax.axhspan(low, high, color=style.REFERENCE, alpha=0.12, linewidth=0)
+        lines.append(((low + high) / 2, name, dashes))
+    _reference_lines(ax, lines)
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(max(bottom, 0.0), min(top, 100.0))
+
+
+def reference_values(runs: pd.DataFrame) -> Iterator[tuple[str, tuple[float, float], Any]]:
+    """What kNN accuracy is compared with: name, lowest and highest value over the runs (percent), dashes.
+
+    Of the untrained networks it is the mean, twice: their spread is that of the random weights.
+    """
+    for name, column, dashes in (
+        ("raw pixels", "reference_raw_pixels", "--"),
+        ("untrained", "untrained_knn_top1", (0, (1, 1))),
+        ("chance", "reference_chance", "-."),
+    ):
+        values = runs[column].dropna().to_numpy(float) if column in runs else np.array([])
+        if len(values):
+            ends = (values.mean(), values.mean()) if column == "untrained_knn_top1" else (values.min(), values.max())
+            yield name, (float(ends[0]), float(ends[1])), dashes
+
+
+def _reference_lines(ax: Axes, lines: Sequence[tuple[float, str, Any]]) -> None:
+    """Horizontal lines with their names in the right margin, moved apart where they would overlap."""
+    for value, _, dashes in lines:
+        ax.axhline(value, color=style.REFERENCE, linestyle=dashes, linewidth=0.8, zorder=1)
+    bottom, top = ax.get_ylim()
+    heights = spread([(value - bottom) / (top - bottom) for value, _, _ in lines], gap=0.085)
+    beside = ax.transAxes + ScaledTranslation(7 / 72, 0, ax.figure.dpi_scale_trans)
+    leader: dict[str, Any] = {"arrowstyle": "-", "color": style.REFERENCE, "linewidth": 0.5}
+    leader |= {"shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
+    for (value, name, _), height in zip(lines, heights, strict=True):
+        ax.annotate(
+            name, (1.0, value), xycoords=ax.get_yaxis_transform(), xytext=(1.0, height), textcoords=beside,
+            va="center", fontsize=7, color=style.REFERENCE, arrowprops=leader,
+        )  # fmt: skip
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights at least ``gap`` apart, in the same order, each as near as may be to where it was."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    # Blocks of labels that touch: each sits around the mean of what its members want.
+    blocks: list[tuple[list[int], float]] = []
+    for i in order:
+        members, centre = [i], heights[i]
+        while blocks and centre - blocks[-1][1] < gap * (len(members) + len(blocks[-1][0])) / 2:
+            members = blocks.pop()[0] + members
+            centre = sum(heights[member] for member in members) / len(members)
+        blocks.append((members, centre))
+    placed = dict[int, float]()
+    for members, centre in blocks:
+        for rank, member in enumerate(members):
+            placed[member] = centre + gap * (rank - (len(members) - 1) / 2)
+    return [placed[i] for i in range(len(heights))]

@@ -1,0 +1,188 @@
+"""The page of a study: one HTML file that opens from disk, with the answer first."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import pandas as pd
+
+from analysis import summary
+from analysis.figures import reference_values
+from analysis.formats import DASH, format_hours, format_seconds
+from analysis.tables import Table, describe_state, device_hours
+from experiments.study import Study
+from simsiam.config import description
+
+TEMPLATE = "page.html.jinja"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The study's figure as SVG, wide for a page and narrow for a phone, and what it shows in words."""
+
+    wide: bytes
+    narrow: bytes
+    caption: str
+    alt: str
+
+
+def render(
+    study: Study,
+    runs: pd.DataFrame,
+    table: Table,
+    figures: Figures,
+    settings: Mapping[str, Mapping[str, Any]],
+    *,
+    scale: str,
+    command: str,
+    out_dir: Path,
+) -> str:
+    """The page as text. ``settings`` are those of each variant, by dotted path; ``out_dir`` is where it will lie."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    differing, shared = split_settings(settings)
+    return environment.get_template(TEMPLATE).render(
+        study=study,
+        scale=scale,
+        answer=summary.answer(runs),
+        warnings=summary.warnings(runs),
+        figures=figures,
+        wide=_data_uri(figures.wide),
+        narrow=_data_uri(figures.narrow),
+        table=table,
+        variants=list(settings),
+        differing=differing,
+        shared=shared,
+        references=[
+            (name, summary.percent_range(low, high), MEANINGS[name]) for name, (low, high), _ in reference_values(runs)
+        ],
+        runs=run_lines(runs, out_dir),
+        provenance=provenance(runs),
+        cost=cost(runs),
+        command=command,
+    )
+
+
+MEANINGS = {
+    "raw pixels": "The same kNN on the pixels themselves: what the images give away without any network.",
+    "untrained": "The same kNN on the features of the networks before their first step, mean over the runs: what the "
+    "architecture and random weights give. Only what is above it was learnt.",
+    "chance": "The share of the most frequent class among the images that are classified.",
+}
+
+
+def _data_uri(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+# --- settings, runs, provenance ----------------------------------------------------------------------------------
+
+
+def split_settings(
+    settings: Mapping[str, Mapping[str, Any]],
+) -> tuple[list[tuple[str, str, list[str]]], list[tuple[str, str, str]]]:
+    """What tells the variants apart (path, meaning, value of each) and what they share (path, meaning, value)."""
+    differing, shared = [], []
+    for path in next(iter(settings.values()), {}):
+        if path == "seed":
+            continue
+        values = [show(flat[path]) for flat in settings.values()]
+        if len(set(values)) > 1:
+            differing.append((path, description(path), values))
+        else:
+            shared.append((path, description(path), values[0]))
+    return differing, shared
+
+
+def show(value: Any) -> str:
+    """A setting as a reader would write it: switches are on or off."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "on", False: "off"}[value]
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(show, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def run_lines(runs: pd.DataFrame, out_dir: Path) -> list[dict[str, str]]:
+    """A line for each run, with a link to its folder that holds as long as page and runs stay where they are."""
+    lines = []
+    for _, run in runs.iterrows():
+        try:
+            link = quote(os.path.relpath(run["path"], out_dir).replace(os.sep, "/")) + "/"
+        except ValueError:  # on another drive
+            link = ""
+        has_knn = pd.notna(run["final_knn_top1"]) and run["outcome"] != "diverged"
+        lines.append(
+            {
+                "variant": str(run["variant"]),
+                "seed": str(run["seed"]),
+                "state": describe_state(run),
+                "knn": f"{run['final_knn_top1']:.1f}" if has_knn else DASH,
+                "time": DASH if pd.isna(run["seconds"]) else format_seconds(run["seconds"]),
+                "note": run["note"],
+                "run": run["run"],
+                "link": "" if run["state"] == "missing" else link,
+            }
+        )
+    return lines
+
+
+PROVENANCE = {
+    "git_commit": "commit",
+    "code": "hash of the code",
+    "versions": "versions",
+    "device": "device",
+    "threads": "threads a run",
+    "host": "host",
+    "command": "command",
+}
+
+
+def provenance(runs: pd.DataFrame) -> list[tuple[str, list[tuple[str, int]]]]:
+    """What the runs were made with: for each thing its values, and how many runs have each."""
+    lines: list[tuple[str, list[tuple[str, int]]]] = []
+    for column, label in PROVENANCE.items():
+        values = [_provenance_text(column, run) for _, run in runs.iterrows() if pd.notna(run[column])]
+        if values:
+            lines.append((label, list(Counter(values).items())))
+    started = sorted(runs["started"].dropna())
+    if started:
+        span = started[0] if started[0] == started[-1] else f"{started[0]} to {started[-1]}"
+        lines.append(("started", [(span, len(started))]))
+    return lines
+
+
+def _provenance_text(column: str, run: pd.Series) -> str:
+    if column == "threads":
+        return f"{run[column]:.0f}"
+    changed = column == "git_commit" and run["git_dirty"] in (True,)
+    return f"{run[column]} (with uncommitted changes)" if changed else str(run[column])
+
+
+def cost(runs: pd.DataFrame) -> str:
+    """What all runs have cost so far, in one sentence; "" if that is not known."""
+    known = runs[runs["seconds"].notna()]
+    if not len(known):
+        return ""
+    parts = []
+    for kind, unit in (("cpu", "core-hours"), ("cuda", "GPU-hours")):
+        hours = float(device_hours(known[known["device_type"] == kind]).sum())
+        if hours > 0:
+            parts.append(f"{format_hours(hours)} {unit}")
+    memory = known["peak_memory_bytes"].max()
+    text = f"{len(known)} run{'s' if len(known) != 1 else ''}: {format_seconds(known['seconds'].sum())} of training"
+    text += f", {' and '.join(parts)}" if parts else ""
+    return text + ("." if pd.isna(memory) else f"; at most {memory / 2**30:.2g} GiB of memory.")

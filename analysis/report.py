@@ -1,0 +1,136 @@
+"""The report of a study: figure, table and page, from its run folders, in one call."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from analysis import page, style, summary
+from analysis.figures import plot_training
+from analysis.results import load_runs
+from analysis.tables import Table, study_table
+from experiments.study import PaperResult, Study
+from simsiam.config import Settings, flatten
+
+
+@dataclass(frozen=True)
+class ReportVariant:
+    """A variant of a study at a scale: its runs are the folders ``CONFIG_ID-sSEED``."""
+
+    name: str
+    config_id: str
+    paper: PaperResult
+    settings: Settings
+    seeds: tuple[int, ...]  # asked for; others that are there are reported too
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What a report wrote, and its table for the terminal."""
+
+    page: Path
+    figures: tuple[Path, ...]
+    tables: tuple[Path, ...]
+    table: Table  # .headings() and .lines() are its text
+    answer: str  # the result in one sentence
+    warnings: tuple[str, ...]
+
+
+def report(
+    study: Study,
+    variants: Sequence[ReportVariant],
+    runs_dir: Path,
+    out_dir: Path,
+    *,
+    scale: str,
+    command: str = "",
+) -> ReportFiles:
+    """Write ``index.html``, ``figure*.{pdf,svg,png}`` and ``table.{md,tex,csv}`` into ``out_dir``.
+
+    Works at any time: what has not been run or is still running is a dash with its reason. The files are made in a
+    folder beside ``out_dir`` and renamed into it at the end, so an interrupted report leaves the one before it; other
+    files in ``out_dir`` stay. ``command`` is printed on the page. Raises OSError if ``out_dir`` cannot be written.
+    """
+    points, runs = gather(variants, runs_dir)
+    table = study_table(runs, {variant.name: variant.paper for variant in variants}, study.title, scale)
+    out_dir = out_dir.absolute()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    try:
+        _make(made, study, variants, points, runs, table, scale=scale, command=command, out_dir=out_dir)
+        # The page comes last: it holds the whole report, and is replaced in one step.
+        names = sorted((path.name for path in made.iterdir()), key=lambda name: (name == "index.html", name))
+        for name in names:
+            os.replace(made / name, out_dir / name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return ReportFiles(
+        page=out_dir / "index.html",
+        figures=tuple(out_dir / name for name in names if name.startswith("figure")),
+        tables=tuple(out_dir / name for name in names if name.startswith("table")),
+        table=table,
+        answer=summary.answer(runs),
+        warnings=tuple(summary.warnings(runs)),
+    )
+
+
+def gather(variants: Sequence[ReportVariant], runs_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The points and runs of a study, with the column ``variant``: a row for each seed asked for or found."""
+    found: dict[str, set[int]] = {}
+    if runs_dir.is_dir():
+        for entry in os.scandir(runs_dir):
+            match = re.fullmatch(r"(.+)-s(\d+)", entry.name)
+            if match and entry.is_dir():
+                found.setdefault(match[1], set()).add(int(match[2]))
+    folders = [
+        f"{variant.config_id}-s{seed}"
+        for variant in variants
+        for seed in sorted({*variant.seeds, *found.get(variant.config_id, ())})
+    ]
+    points, runs = load_runs(runs_dir, folders)
+    names = {variant.config_id: variant.name for variant in variants}
+    kind = pd.CategoricalDtype([variant.name for variant in variants])
+    for frame in (points, runs):
+        frame["variant"] = frame["config"].map(names).astype(kind)
+    # A run that has not started has no folder to read its settings from.
+    planned = {variant.name: flatten(variant.settings) for variant in variants}
+    for path in ("epochs", "loss.name"):
+        if path not in runs:
+            runs[path] = None
+        known = zip(runs["variant"], runs[path], strict=True)
+        runs[path] = [planned[name][path] if pd.isna(value) else value for name, value in known]
+    return points, runs
+
+
+def _make(
+    folder: Path,
+    study: Study,
+    variants: Sequence[ReportVariant],
+    points: pd.DataFrame,
+    runs: pd.DataFrame,
+    table: Table,
+    *,
+    scale: str,
+    command: str,
+    out_dir: Path,
+) -> None:
+    style.save(plot_training(points, runs, "variant"), folder / "figure")
+    style.save(plot_training(points, runs, "variant", width=style.ONE_COLUMN), folder / "figure-narrow")
+    for kind, text in (("md", table.markdown()), ("tex", table.latex()), ("csv", table.csv())):
+        (folder / f"table.{kind}").write_text(text, encoding="utf-8")
+    figures = page.Figures(
+        wide=(folder / "figure.svg").read_bytes(),
+        narrow=(folder / "figure-narrow.svg").read_bytes(),
+        caption=summary.caption(points, runs),
+        alt=summary.alt_text(runs),
+    )
+    settings = {variant.name: flatten(variant.settings) for variant in variants}
+    html = page.render(study, runs, table, figures, settings, scale=scale, command=command, out_dir=out_dir)
+    (folder / "index.html").write_text(html, encoding="utf-8")

@@ -1,0 +1,255 @@
+"""From files and options to cells: which value wins, where it came from, which run it names."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.plan import estimate, make_plan, num_parameters
+from experiments.study import (
+    SCALES,
+    grid_study,
+    load_scale,
+    load_study,
+    make_cells,
+    save_grid,
+    seeds_from_text,
+    study_names,
+)
+from simsiam.config import Settings, SettingsError, flatten, validate
+from simsiam.siamese import Siamese
+from tests.conftest import SMALL, Command
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_that_ships_is_valid_at_every_scale(name: str, scale: str) -> None:
+    study = load_study(name)
+    cells = make_cells(study, load_scale(scale), range(study.num_seeds(scale)))
+    assert len(cells) == len(study.variants) * study.num_seeds(scale)
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_a_study_file_opens_with_what_it_reproduces(name: str) -> None:
+    path = load_study(name).path
+    assert path is not None
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for word in ("Reproduces:", "Expected:", "Takes:", "Command:"):
+        assert any(word in line for line in head), word
+
+
+def test_fig_2_is_what_the_paper_compares() -> None:
+    """Affine output BN, decayed predictor rate, and stop-gradient as the only difference."""
+    with_stop, without = make_cells(load_study("stop-gradient"), load_scale("imagenet"), [0])
+    one, other = flatten(with_stop.settings), flatten(without.settings)
+    assert {path for path in one if one[path] != other[path]} == {"target.stop_gradient"}
+    assert one["projector.bn_output_affine"] is True
+    assert one["predictor.lr_schedule"] == "cosine"
+    paper = {variant.name: variant.paper for variant in load_study("stop-gradient").variants}
+    assert (paper["with stop-gradient"].top1, paper["with stop-gradient"].spread) == (67.7, 0.1)
+    assert paper["without stop-gradient"].top1 == 0.1
+
+
+def test_defaults_are_the_paper_s_imagenet_baseline() -> None:
+    """Sec. 3, App. A, and the table of baseline settings."""
+    s = Settings()
+    assert (s.epochs, s.batch_size, s.optimizer.lr, s.optimizer.momentum, s.optimizer.weight_decay) == (
+        100,
+        512,
+        0.05,
+        0.9,
+        1e-4,
+    )
+    assert (s.projector.num_layers, s.projector.hidden_dim, s.projector.output_dim, s.predictor.hidden_dim) == (
+        3,
+        2048,
+        2048,
+        512,
+    )
+    assert (s.backbone.name, s.data.image_size, s.augment.crop_scale) == ("resnet50", 224, (0.2, 1.0))
+    a = s.augment
+    assert (a.brightness, a.contrast, a.saturation, a.hue, a.jitter_probability, a.grey_probability) == (
+        0.4,
+        0.4,
+        0.4,
+        0.1,
+        0.8,
+        0.2,
+    )
+
+
+STUDY = """\
+title: Mine
+include: base.yaml
+settings:
+  optimizer: {lr: 0.2}
+  augment.hue: 0.2
+scales:
+  smoke:
+    settings: {optimizer.lr: 0.3}
+variants:
+  first: {}
+  second:
+    include: block.yaml
+    settings: {predictor.hidden_dim: 32}
+"""
+
+
+def test_later_layers_win_and_origins_name_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(STUDY)
+    (tmp_path / "base.yaml").write_text("settings: {augment: {hue: 0.1, contrast: 0.1}, epochs: 7}\n")
+    (tmp_path / "block.yaml").write_text("settings:\n  target.stop_gradient: false\n  predictor.hidden_dim: 64\n")
+    study = load_study(str(tmp_path / "mine.yaml"))
+    first, second = make_cells(study, load_scale("smoke"), [4], ["epochs=9"])
+    assert (first.settings.optimizer.lr, first.settings.augment.hue, first.settings.augment.contrast) == (0.3, 0.2, 0.1)
+    assert (first.settings.epochs, first.settings.seed) == (9, 4)
+    assert (second.settings.target.stop_gradient, second.settings.predictor.hidden_dim) == (False, 32)
+    assert first.origins["epochs"] == "--set epochs=9"
+    assert first.origins["optimizer.lr"] == f"study at smoke, {tmp_path}/mine.yaml:8"
+    assert first.origins["augment.contrast"] == f"study, {tmp_path}/base.yaml:1"
+    assert second.origins["target.stop_gradient"] == f"variant, {tmp_path}/block.yaml:2"
+    assert second.origins["predictor.hidden_dim"] == f"variant, {tmp_path}/mine.yaml:13"
+    assert "smoke.yaml" in first.origins["batch_size"]
+    at_cpu, _ = make_cells(study, load_scale("cpu"), [0])
+    assert at_cpu.settings.optimizer.lr == 0.2
+
+
+def test_yaml_reads_as_a_person_would(tmp_path: Path) -> None:
+    """1e-4 is a number, `no` is a name and not false, lists become tuples."""
+    (tmp_path / "mine.yaml").write_text(
+        "title: x\nvariants:\n  no: {settings: {optimizer.weight_decay: 1e-4, augment.crop_scale: [0.5, 1]}}\n"
+    )
+    (cell,) = make_cells(load_study(str(tmp_path / "mine.yaml")), load_scale("smoke"), [0])
+    assert cell.variant == "no"
+    assert cell.settings.optimizer.weight_decay == 1e-4
+    assert cell.settings.augment.crop_scale == (0.5, 1)
+
+
+def test_a_grid_is_every_combination(tmp_path: Path) -> None:
+    study = grid_study(
+        ["optimizer.lr=0.02,0.05", "augment.crop_scale=[0.2,1],[0.5,1.0]", "target.stop_gradient=true,false"]
+    )
+    cells = make_cells(study, load_scale("smoke"), range(2))
+    points = {
+        (cell.settings.optimizer.lr, cell.settings.augment.crop_scale, cell.settings.target.stop_gradient)
+        for cell in cells
+    }
+    assert len(points) == 8
+    assert len(cells) == 16
+    assert cells[0].variant == "optimizer.lr=0.02, augment.crop_scale=[0.2,1], target.stop_gradient=true"
+    again = load_study(str(save_grid(study, tmp_path)))
+    assert [cell.settings for cell in make_cells(again, load_scale("smoke"), range(2))] == [
+        cell.settings for cell in cells
+    ]
+
+
+def test_a_grid_in_a_file_crosses_the_variants(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "title: x\nvariants: {a: {}, b: {settings: {predictor.kind: none}}}\ngrid: {epochs: [1, 2, 3]}\n"
+    )
+    study = load_study(str(tmp_path / "mine.yaml"))
+    assert [variant.name for variant in study.variants][:4] == [
+        "a, epochs=1",
+        "a, epochs=2",
+        "a, epochs=3",
+        "b, epochs=1",
+    ]
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("1", [0]), ("3", [0, 1, 2]), ("4-6", [4, 5, 6]), ("7-7", [7])])
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert seeds_from_text(text) == seeds
+
+
+def test_a_shared_configuration_has_one_run(tmp_path: Path) -> None:
+    """Two studies that share a baseline name the same run for it."""
+    plan = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0], [], tmp_path, tmp_path)
+    (tmp_path / "mine.yaml").write_text("title: x\nvariants: {base: {settings: {predictor.lr_schedule: cosine}}}\n")
+    mine = make_plan(load_study(str(tmp_path / "mine.yaml")), load_scale("smoke"), [0], [], tmp_path, tmp_path)
+    assert mine.cells[0].run_id == plan.cells[0].run_id != plan.cells[1].run_id
+
+
+def test_seeds_that_were_run_belong_to_the_study(tmp_path: Path) -> None:
+    arguments = (load_study("stop-gradient"), load_scale("smoke"))
+    plan = make_plan(*arguments, [5], [], tmp_path, tmp_path)
+    (tmp_path / plan.cells[0].run_id).mkdir()
+    assert {planned.cell.seed for planned in make_plan(*arguments, None, [], tmp_path, tmp_path).cells} == {0, 5}
+    assert {planned.cell.seed for planned in make_plan(*arguments, [0], [], tmp_path, tmp_path).cells} == {0}
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18", "resnet34", "resnet50"])
+@pytest.mark.parametrize("kind", ["mlp", "none"])
+def test_the_estimate_counts_the_parameters(name: str, kind: str) -> None:
+    settings = validate({**SMALL, "backbone.name": name, "backbone.width": 16, "predictor.kind": kind})
+    real = sum(weight.numel() for weight in Siamese(settings, 3).parameters() if weight.dim() > 1)
+    assert num_parameters(settings) == pytest.approx(real, rel=0.01)
+
+
+def test_estimates_grow_with_the_work() -> None:
+    scale = load_scale("imagenet")
+    short, long = (estimate(validate({"epochs": epochs}), scale).seconds for epochs in (100, 800))
+    assert long == pytest.approx(8 * short, rel=0.1)
+
+
+def test_a_plan_of_10_000_cells_takes_seconds(tmp_path: Path) -> None:
+    rates, decays = (",".join(f"{start * i:.6f}" for i in range(1, 101)) for start in (1e-3, 1e-5))
+    started = time.monotonic()
+    study = grid_study([f"optimizer.lr={rates}", f"optimizer.weight_decay={decays}"])
+    plan = make_plan(study, load_scale("smoke"), [0], [], tmp_path, tmp_path)
+    plan.statuses()
+    assert len({planned.run_id for planned in plan.cells}) == 10_000
+    assert time.monotonic() - started < 10  # `make bench` measures it; this is a guard against a quadratic
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_json_for_scripts(command: Command) -> None:
+    for arguments in (
+        ["list"],
+        ["plan", "stop-gradient"],
+        ["status", "stop-gradient"],
+        ["show-config", "stop-gradient"],
+    ):
+        done = command(*arguments, "--scale", "smoke", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)
+
+
+def test_show_config_names_origins(command: Command) -> None:
+    arguments = [
+        "show-config",
+        "stop-gradient",
+        "--scale",
+        "smoke",
+        "--set",
+        "epochs=3",
+        "--variant",
+        "without stop-gradient",
+    ]
+    shown = json.loads(command(*arguments, "--json").stdout)
+    assert shown["epochs"] == {"value": 3, "origin": "--set epochs=3"}
+    assert shown["optimizer.momentum"] == {"value": 0.9, "origin": "default"}
+    assert shown["target.stop_gradient"]["value"] is False
+    assert "stop-gradient.yaml:" in shown["target.stop_gradient"]["origin"]
+    assert "linear warm-up" in command(*arguments).stdout.replace("\n", " ")
+
+
+def test_environment_variables_stand_for_the_folders(command: Command, tmp_path: Path) -> None:
+    done = command("plan", "stop-gradient", "--scale", "smoke", "--json", env={"ABLATION_RUNS": str(tmp_path / "mine")})
+    assert json.loads(done.stdout)["runs"] == str(tmp_path / "mine")
+
+
+def test_a_user_s_own_study_runs_from_any_folder(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("title: Mine\nvariants:\n  a: {settings: {epochs: 1, data.num_train: 128}}\n")
+    assert command("run", "mine.yaml", "--scale", "smoke").returncode == 0
+    status = json.loads(command("status", "mine.yaml", "--scale", "smoke", "--json").stdout)
+    assert [cell["state"] for cell in status["cells"]] == ["done"]
+
+
+def test_unknown_scale_names_the_nearest() -> None:
+    with pytest.raises(SettingsError, match="did you mean 'imagenet'"):
+        load_scale("imagnet")
