@@ -35,7 +35,12 @@ app = typer.Typer(
 data_app = typer.Typer(help="Get and check the images.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
-StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study that ships (see `list`), or a .yaml file.")]
+StudyName = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="A study that ships (see `list`), a .yaml file, or all: every study that ships."
+    ),
+]
 Runs = Annotated[Path, typer.Option("--runs", envvar="ABLATION_RUNS", help="Where run folders are.")]
 Data = Annotated[Path, typer.Option("--data", envvar="ABLATION_DATA", help="Where the images are.")]
 ScaleName = Annotated[
@@ -111,7 +116,7 @@ def list_studies(
     rows: list[dict[str, Any]] = []
     for name in study_names():
         study = load_study(name)
-        plan = _plan(study, chosen, None, set_, runs, data)
+        plan = _plan([study], chosen, None, set_, runs, data)
         seconds = sum(estimate(planned.cell.settings, chosen).seconds for planned in plan.unique())
         rows.append(
             {
@@ -148,9 +153,8 @@ def plan(
 ) -> None:
     """Dry run: the cells, their ids, what is done already, an estimate of time and disk. Trains nothing."""
     from experiments.plan import estimate, plan_json
-    from experiments.study import load_study
 
-    made = _plan(load_study(study), _scale(scale), seeds, set_, runs, data)
+    made = _plan(_studies(study), _scale(scale), seeds, set_, runs, data)
     statuses = made.statuses()
     todo = [planned for planned in made.unique() if statuses[planned.run_id].state != "done"]
     estimates = [estimate(planned.cell.settings, made.scale) for planned in todo]
@@ -158,10 +162,11 @@ def plan(
     if as_json:
         return _print_json({**plan_json(made), "seconds": seconds, "bytes": size})
     console = _console()
-    table = _table("variant", "seed>", "run", "state")
+    table = _table("study", "variant", "seed>", "run", "state")
     for planned in made.cells:
         run = "(after `data prepare`)" if made.unprepared else planned.run_id
-        table.add_row(planned.cell.variant, str(planned.cell.seed), run, statuses[planned.run_id].state)
+        state = statuses[planned.run_id].state
+        table.add_row(planned.study, planned.cell.variant, str(planned.cell.seed), run, state)
     console.print(table)
     todo_text = f"{_count(len(made.cells), 'cell')}, {_count(len(statuses), 'run')}, {len(todo)} to do"
     cost = f"about {_about(seconds)}, one after another, on {made.scale.speed.device}; about {size / 1e6:,.0f} MB"
@@ -186,9 +191,7 @@ def run(
 
     Ctrl-C once: every running cell writes a checkpoint and stops; the same command goes on from there. Twice: at once.
     """
-    from experiments.study import load_study
-
-    _run(load_study(study), study, _scale(scale), seeds, set_, runs, data, jobs, retry_failed, device)
+    _run(_studies(study), study, _scale(scale), seeds, set_, runs, data, jobs, retry_failed, device)
 
 
 @app.command()
@@ -211,9 +214,9 @@ def grid(
 
     study = grid_study(axes)
     chosen = _scale(scale)
-    _plan(study, chosen, seeds, set_, runs, data)  # finds every mistake before a file is written
+    _plan([study], chosen, seeds, set_, runs, data)  # finds every mistake before a file is written
     path = save_grid(study, runs)
-    _run(study, str(path), chosen, seeds, set_, runs, data, jobs, retry_failed, device)
+    _run([study], str(path), chosen, seeds, set_, runs, data, jobs, retry_failed, device)
 
 
 @app.command()
@@ -228,21 +231,21 @@ def status(
 ) -> None:
     """Every cell of a study: its state, epoch, loss, std, kNN accuracy."""
     from experiments.plan import plan_json
-    from experiments.study import load_study
     from experiments.view import duration, number
 
-    made = _plan(load_study(study), _scale(scale), seeds, set_, runs, data)
+    made = _plan(_studies(study), _scale(scale), seeds, set_, runs, data)
     if as_json:
         return _print_json(plan_json(made))
     statuses = made.statuses()
     table = _table(
-        "variant", "seed>", "state", "epoch>", "loss>", "std x sqrt(d)>", "kNN %>", "time>", "attempt>", "run"
+        "study", "variant", "seed>", "state", "epoch>", "loss>", "std x sqrt(d)>", "kNN %>", "time>", "attempt>", "run"
     )
     for planned in made.cells:
         state = statuses[planned.run_id]
         seen = {**state.detail, **(state.result or {}).get("final", {})}
         outcome = f" ({state.result['outcome']})" if state.result else ""
         table.add_row(
+            planned.study,
             planned.cell.variant,
             str(planned.cell.seed),
             state.state + outcome,
@@ -275,10 +278,9 @@ def report(
     ] = None,
 ) -> None:
     """Figure (PDF, SVG, PNG), table (Markdown, LaTeX, CSV) and page of a study; also while it is still running."""
-    from experiments.study import load_study
-
-    loaded = load_study(study)
-    _report(_plan(loaded, _scale(scale), seeds, set_, runs, data), out or Path("reports") / loaded.name)
+    for loaded in _studies(study):
+        where = (out or Path("reports")) / loaded.name if out is None or study == "all" else out
+        _report(_plan([loaded], _scale(scale), seeds, set_, runs, data), where)
 
 
 @app.command("show-config")
@@ -368,15 +370,24 @@ def _scale(name: str | None) -> Scale:
     return load_scale(name if name is not None else default_scale())
 
 
-def _plan(study: Study, scale: Scale, seeds: str | None, overrides: list[str] | None, runs: Path, data: Path) -> Plan:
-    from experiments.plan import make_plan
+def _studies(name: str) -> list[Study]:
+    from experiments.study import load_study, study_names
+
+    return [load_study(each) for each in (study_names() if name == "all" else [name])]
+
+
+def _plan(
+    studies: list[Study], scale: Scale, seeds: str | None, overrides: list[str] | None, runs: Path, data: Path
+) -> Plan:
+    from experiments.plan import make_plan, merge
     from experiments.study import seeds_from_text
 
-    return make_plan(study, scale, seeds_from_text(seeds) if seeds is not None else None, overrides or [], runs, data)
+    chosen = None if seeds is None else seeds_from_text(seeds)
+    return merge([make_plan(study, scale, chosen, overrides or [], runs, data) for study in studies])
 
 
 def _run(
-    study: Study,
+    studies: list[Study],
     name: str,
     scale: Scale,
     seeds: str | None,
@@ -392,11 +403,11 @@ def _run(
     from experiments.view import GridView
     from simsiam.data import load, prepare
 
-    made = _plan(study, scale, seeds, overrides, runs, data)
+    made = _plan(studies, scale, seeds, overrides, runs, data)
     device = _device(device)
     for unprepared in made.unprepared:
         prepare(unprepared, data, progress=_say)
-    made = _plan(study, scale, seeds, overrides, runs, data)  # now that the data's fingerprints are known
+    made = _plan(studies, scale, seeds, overrides, runs, data)  # now that the data's fingerprints are known
     for settings in {planned.cell.settings.data: planned.cell.settings for planned in made.cells}.values():
         _check_sizes(settings, len(load(settings.data, data).train))
     _check_writable(runs)
@@ -408,7 +419,7 @@ def _run(
     threads = max(1, num_cores() // num_workers)
     seconds = sum(estimate(planned.cell.settings, scale).seconds for planned in left) / num_workers
     _say(
-        f"{study.title}: {_count(len(todo), 'run')} at scale {scale.name}, {done} done; {len(left)} to train,"
+        f"{made.title}: {_count(len(todo), 'run')} at scale {scale.name}, {done} done; {len(left)} to train,"
         f" {num_workers} at a time, in about {_about(seconds)} (estimate for {scale.speed.device})."
         " Ctrl-C stops; the same command goes on."
     )
@@ -437,6 +448,7 @@ def _report(made: Plan, out: Path) -> None:
     from analysis.report import report as write_report
     from experiments.store import StoreError
 
+    (study,) = made.studies
     first = {planned.cell.variant: planned for planned in reversed(made.cells)}
     seeds: dict[str, list[int]] = {}
     for planned in made.cells:
@@ -449,11 +461,11 @@ def _report(made: Plan, out: Path) -> None:
             settings=first[variant.name].cell.settings,
             seeds=tuple(seeds[variant.name]),
         )
-        for variant in made.study.variants
+        for variant in study.variants
     ]
     try:
         command = shlex.join(["run_ablation.py", *sys.argv[1:]])
-        files = write_report(made.study, variants, made.runs, out, scale=made.scale.name, command=command)
+        files = write_report(study, variants, made.runs, out, scale=made.scale.name, command=command)
     except OSError as error:
         raise StoreError(f"{out}: the report cannot be written here ({error.strerror})  [--out]") from None
     console = _console()

@@ -50,10 +50,11 @@ def resolve(layers: Iterable[Layer], blame: str = "") -> Resolved:
 
 
 def layer_from_document(
-    document: Document, kind: str, keys: tuple[str, ...] = (), including: tuple[Path, ...] = ()
+    document: Document, kind: str, scale: str | None, keys: tuple[str, ...] = (), including: tuple[Path, ...] = ()
 ) -> Layer:
-    """The layer that a mapping in a document describes: its ``include`` files first, its ``settings`` over them.
+    """The layer that a mapping in a document describes at a scale.
 
+    Its ``include`` files come first, its ``settings`` over them, and over these what its ``scales`` have for the scale.
     Settings are written nested (``optimizer: {lr: 0.05}``) or dotted (``optimizer.lr: 0.05``). ``kind`` is the word
     for the place in an origin ("scale", "study", "variant"). Raises SettingsError for an include that leads back to
     itself, an unknown setting, and a setting that is written twice.
@@ -61,7 +62,8 @@ def layer_from_document(
     block: Any = document.content
     for key in keys:
         block = block[key]
-    including = (*including, document.path.resolve())
+    if document.path.resolve() not in including:
+        including = (*including, document.path.resolve())
     layer: dict[str, Value] = {}
     includes = block.get("include", ())
     for name in (includes,) if isinstance(includes, str) else includes:
@@ -73,13 +75,13 @@ def layer_from_document(
             included = read(file)
         except SettingsError as error:
             raise SettingsError(f"include: {error}  [{document.at(*keys, 'include')}]") from None
-        extra = set(included.content) - {"include", "settings"}
+        extra = set(included.content) - {"include", "settings", "scales"}
         if extra:
             raise SettingsError(
-                f"{sorted(extra)[0]}: an included file may hold `settings` and `include` only"
+                f"{sorted(extra)[0]}: an included file may hold `settings`, `scales` and `include` only"
                 f"  [{included.at(sorted(extra)[0])}]"
             )
-        layer.update(layer_from_document(included, kind, (), including))
+        layer.update(layer_from_document(included, kind, scale, (), including))
     settings = block.get("settings", {})
     if not isinstance(settings, dict):
         raise SettingsError(
@@ -95,7 +97,10 @@ def layer_from_document(
             value = value[name]
         own[path] = Value(value, origin)
     check_paths(own)
-    return layer | own
+    layer.update(own)
+    if scale is not None and scale in block.get("scales", {}):
+        layer.update(layer_from_document(document, f"{kind} at {scale}", None, (*keys, "scales", scale)))
+    return layer
 
 
 def _leaves(mapping: Mapping[str, Any], names: tuple[str, ...] = ()) -> Iterable[tuple[str, tuple[str, ...]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,28 @@ class PlannedCell:
     cell: Cell
     config_id: str
     run_id: str
+    study: str
 
     @property
     def label(self) -> str:
-        return f"{self.cell.variant} s{self.cell.seed}"
+        return f"{self.study}: {self.cell.variant} s{self.cell.seed}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a study at a scale, and the runs among them, each once."""
+    """The cells of one or more studies at a scale, and the runs among them, each once."""
 
-    study: Study
+    studies: tuple[Study, ...]
     scale: Scale
     runs: Path
     data: Path
     cells: tuple[PlannedCell, ...]
     unprepared: tuple[DataSettings, ...]  # data sets that are not there yet; their cells' ids are not final
+
+    @property
+    def title(self) -> str:
+        """What is planned, in a few words."""
+        return self.studies[0].title if len(self.studies) == 1 else f"{len(self.studies)} studies"
 
     def unique(self) -> list[PlannedCell]:
         """One cell for each run, in the order of seed, then variant, so that the first comparison is there soon."""
@@ -74,7 +80,7 @@ def make_plan(
             key = id(cell.origins)
             if key not in names:
                 names[key] = config_id(cell.settings, fingerprints[data_settings] or "unprepared")
-            yield PlannedCell(cell, names[key], f"{names[key]}-s{cell.seed}")
+            yield PlannedCell(cell, names[key], f"{names[key]}-s{cell.seed}", study.name)
 
     cells = list(planned(make_cells(study, scale, wanted, overrides)))
     if seeds is None:
@@ -82,7 +88,19 @@ def make_plan(
         if more:
             cells = list(planned(make_cells(study, scale, sorted({*wanted, *more}), overrides)))
     unprepared = tuple(settings for settings, known in fingerprints.items() if known is None)
-    return Plan(study, scale, runs, data, tuple(cells), unprepared)
+    return Plan((study,), scale, runs, data, tuple(cells), unprepared)
+
+
+def merge(plans: Sequence[Plan]) -> Plan:
+    """Several studies as one plan; a configuration that they share is one run."""
+    return Plan(
+        studies=tuple(study for plan in plans for study in plan.studies),
+        scale=plans[0].scale,
+        runs=plans[0].runs,
+        data=plans[0].data,
+        cells=tuple(planned for plan in plans for planned in plan.cells),
+        unprepared=tuple(dict.fromkeys(settings for plan in plans for settings in plan.unprepared)),
+    )
 
 
 def _seeds_on_disk(runs: Path, config_ids: set[str]) -> set[int]:
@@ -135,12 +153,13 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     """A plan as plain data, for scripts."""
     statuses = plan.statuses()
     return {
-        "study": plan.study.name,
+        "studies": [study.name for study in plan.studies],
         "scale": plan.scale.name,
         "runs": str(plan.runs),
         "data_prepared": not plan.unprepared,
         "cells": [
             {
+                "study": planned.study,
                 "variant": planned.cell.variant,
                 "seed": planned.cell.seed,
                 "run": None if plan.unprepared else planned.run_id,

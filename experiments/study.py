@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from experiments.documents import Document, parse_value, read
 from experiments.layers import Layer, Value, check_paths, layer_from_command_line, layer_from_document, resolve
-from simsiam.config import Settings, SettingsError, config_id, nearest
+from simsiam.config import Settings, SettingsError, config_id, flatten, nearest
 from simsiam.files import write_atomically
 
 HERE = Path(__file__).parent
@@ -42,15 +43,17 @@ class PaperResult(_Part):
     note: str = ""
 
 
-class _Variant(_Part):
-    include: str | tuple[str, ...] = ()
-    settings: dict[str, Any] = {}
-    paper: PaperResult = PaperResult()
-
-
 class _ScaleBlock(_Part):
     include: str | tuple[str, ...] = ()
     settings: dict[str, Any] = {}
+
+
+class _Variant(_Part):
+    include: str | tuple[str, ...] = ()
+    settings: dict[str, Any] = {}
+    scales: dict[str, _ScaleBlock] = {}
+    derived: dict[str, str] = {}
+    paper: PaperResult = PaperResult()
 
 
 Seeds = Annotated[int, Field(ge=1, le=1000)]
@@ -96,12 +99,28 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """A setting that is a multiple of another, so that each scale has a version of its own: ``1/8 x batch_size``."""
+
+    path: str
+    factor: Fraction
+    of: str
+    origin: str
+
+
+@dataclass(frozen=True)
 class Variant:
     """A point in the switch space, with the paper's result for it."""
 
     name: str
-    layer: Layer
+    layers: Mapping[str, Layer]  # by scale
+    point: Layer = field(default_factory=dict)  # in a grid
     paper: PaperResult = field(default_factory=PaperResult)
+    derived: tuple[Derived, ...] = ()
+
+    def layer(self, scale: str) -> Layer:
+        """Its settings at a scale."""
+        return {**self.layers.get(scale, {}), **self.point}
 
 
 @dataclass(frozen=True)
@@ -115,8 +134,7 @@ class Study:
     expected: str
     path: Path | None
     seeds: int | dict[str, int]
-    layer: Layer
-    scale_layers: dict[str, Layer]
+    layers: Mapping[str, Layer]  # by scale
     variants: tuple[Variant, ...]
 
     def num_seeds(self, scale: str) -> int:
@@ -153,7 +171,7 @@ def load_scale(name: str) -> Scale:
         )
     document = read(HERE / "scales" / f"{name}.yaml")
     parsed = _parse(_ScaleFile, document)
-    return Scale(name, parsed.description, parsed.speed, parsed.num_train, layer_from_document(document, "scale"))
+    return Scale(name, parsed.description, parsed.speed, parsed.num_train, layer_from_document(document, "scale", None))
 
 
 def default_scale() -> str:
@@ -173,11 +191,14 @@ def load_study(name: str) -> Study:
             )
     document = read(path)
     parsed = _parse(_StudyFile, document)
-    for scale in parsed.scales:
-        if scale not in SCALES:
-            raise SettingsError(
-                f"scales: {scale!r} is not one of {', '.join(SCALES)}  [{document.at('scales', scale)}]"
-            )
+    blocks = {("scales",): parsed.scales} | {
+        ("variants", key, "scales"): variant.scales for key, variant in parsed.variants.items()
+    }
+    for keys, block in blocks.items():
+        for scale in block:
+            if scale not in SCALES:
+                place = document.at(*keys, scale)
+                raise SettingsError(f"{'.'.join(keys)}: {scale!r} is not one of {', '.join(SCALES)}  [{place}]")
     if isinstance(parsed.seeds, dict):
         for scale in parsed.seeds:
             if scale not in SCALES:
@@ -188,7 +209,12 @@ def load_study(name: str) -> Study:
         raise SettingsError(f"variants: a study needs at least one variant, or a grid  [{document.at('variants')}]")
     variants: list[Variant] = []
     for key, variant in parsed.variants.items():
-        variants.append(Variant(key, layer_from_document(document, "variant", ("variants", key)), variant.paper))
+        layers = {scale: layer_from_document(document, "variant", scale, ("variants", key)) for scale in SCALES}
+        derived = tuple(
+            _derived(path, text, f"variant, {document.at('variants', key, 'derived', path)}")
+            for path, text in variant.derived.items()
+        )
+        variants.append(Variant(key, layers, {}, variant.paper, derived))
     if parsed.grid:
         axes = {axis: (values, f"grid, {document.at('grid', axis)}") for axis, values in parsed.grid.items()}
         variants = list(_cross(variants, axes))
@@ -200,12 +226,35 @@ def load_study(name: str) -> Study:
         expected=parsed.expected,
         path=path,
         seeds=parsed.seeds,
-        layer=layer_from_document(document, "study"),
-        scale_layers={
-            scale: layer_from_document(document, f"study at {scale}", ("scales", scale)) for scale in parsed.scales
-        },
+        layers={scale: layer_from_document(document, "study", scale) for scale in SCALES},
         variants=tuple(variants),
     )
+
+
+def _derived(path: str, text: str, origin: str) -> Derived:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:/\d+)?)\s*x\s*([\w.]+)\s*", text)
+    if not match:
+        raise SettingsError(f"{path}: {text!r} is not of the form FACTOR x SETTING, e.g. 1/8 x batch_size  [{origin}]")
+    check_paths({path: Value(None, origin), match[2]: Value(None, origin)})
+    number, _, divisor = match[1].partition("/")
+    if divisor and (int(divisor) == 0 or "." in number):
+        raise SettingsError(f"{path}: {match[1]} is not a number or a fraction of whole numbers  [{origin}]")
+    return Derived(path, Fraction(number) / Fraction(divisor or 1), match[2], origin)
+
+
+def _derive(derived: Derived, layer: Layer) -> Value:
+    """The value of a derived setting, given those that it may derive from."""
+    defaults = flatten(Settings())
+    base = layer[derived.of].value if derived.of in layer else defaults[derived.of]
+    origin = f"{derived.origin} ({derived.factor} x {derived.of})"
+    if isinstance(base, bool) or not isinstance(base, int | float):
+        raise SettingsError(f"{derived.path}: {derived.of} is {base!r}, which has no multiples  [{origin}]")
+    if not isinstance(defaults[derived.path], int) or isinstance(defaults[derived.path], bool):
+        return Value(float(derived.factor * Fraction(base)), origin)
+    value = derived.factor * Fraction(base)
+    if value.denominator != 1:
+        raise SettingsError(f"{derived.path}: {derived.factor} x {base} is not a whole number  [{origin}]")
+    return Value(int(value), origin)
 
 
 def grid_study(axes: Sequence[str]) -> Study:
@@ -222,7 +271,7 @@ def grid_study(axes: Sequence[str]) -> Study:
     if not parsed:
         raise SettingsError("grid: at least one axis (dotted.path=value,value) is wanted")
     name = "grid-" + re.sub(r"[^a-z0-9.]+", "-", "-".join(parsed).lower())
-    return Study(name, f"Grid over {', '.join(parsed)}", "", "", "", None, 1, {}, {}, tuple(_cross([], parsed)))
+    return Study(name, f"Grid over {', '.join(parsed)}", "", "", "", None, 1, {}, tuple(_cross([], parsed)))
 
 
 def _cross(variants: list[Variant], axes: Mapping[str, tuple[Sequence[Any], str]]) -> Iterator[Variant]:
@@ -240,9 +289,8 @@ def _cross(variants: list[Variant], axes: Mapping[str, tuple[Sequence[Any], str]
         for values in itertools.product(*(values for values, _ in axes.values())):
             point = {path: Value(value, axes[path][1]) for path, value in zip(axes, values, strict=True)}
             label = ", ".join(f"{path}={_short(value.value)}" for path, value in point.items())
-            yield Variant(
-                f"{variant.name}, {label}" if variant.name else label, {**variant.layer, **point}, variant.paper
-            )
+            name = f"{variant.name}, {label}" if variant.name else label
+            yield Variant(name, variant.layers, point, variant.paper, variant.derived)
 
 
 def _short(value: Any) -> str:
@@ -272,17 +320,22 @@ def make_cells(study: Study, scale: Scale, seeds: Iterable[int], overrides: Iter
     Refuses two variants that would compute the same.
     """
     command_line = layer_from_command_line(overrides)
-    base: Layer = {**scale.layer, **study.layer, **study.scale_layers.get(scale.name, {})}
+    base: Layer = {**scale.layer, **study.layers.get(scale.name, {})}
     cells, seen = [], dict[str, str]()
     seeds = list(seeds)
     for variant in study.variants:
-        for path in variant.layer.keys() & command_line.keys():
+        own = variant.layer(scale.name)
+        varied = {**own, **{item.path: Value(None, item.origin) for item in variant.derived}}
+        for path in varied.keys() & command_line.keys():
             if len(study.variants) > 1:
                 raise SettingsError(
                     f"{path}: cannot be set for all variants, since it is what variant '{variant.name}' varies"
-                    f"  [{command_line[path].origin}; {variant.layer[path].origin}]"
+                    f"  [{command_line[path].origin}; {varied[path].origin}]"
                 )
-        resolved = resolve((base, variant.layer, command_line), blame=f"variant '{variant.name}': ")
+        layer: dict[str, Value] = {**base, **own, **command_line}
+        for item in variant.derived:
+            layer[item.path] = _derive(item, layer)
+        resolved = resolve((layer,), blame=f"variant '{variant.name}': ")
         identity = config_id(resolved.settings, "")
         if identity in seen:
             raise SettingsError(
@@ -318,10 +371,10 @@ def _parse(kind: type[Model], document: Document) -> Model:
 
 @cache
 def _known_keys(kind: type[BaseModel], keys: tuple[str, ...]) -> list[str]:
+    if "scales" in keys:
+        return list(_ScaleBlock.model_fields)
     if keys and keys[0] == "variants":
         return list(PaperResult.model_fields if keys[-1] == "paper" else _Variant.model_fields)
-    if keys and keys[0] == "scales":
-        return list(_ScaleBlock.model_fields)
     if keys and keys[0] == "speed":
         return list(Speed.model_fields)
     return list(kind.model_fields)
@@ -331,7 +384,7 @@ def save_grid(study: Study, runs: Path) -> Path:
     """Write an ad-hoc grid as a study file, so that it can be reported on later; the same grid gives the same file."""
     axes: dict[str, list[Any]] = {}
     for variant in study.variants:
-        for setting, value in variant.layer.items():
+        for setting, value in variant.point.items():
             plain = list(value.value) if isinstance(value.value, tuple) else value.value
             if plain not in axes.setdefault(setting, []):
                 axes[setting].append(plain)

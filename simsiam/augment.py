@@ -1,9 +1,9 @@
 """Two augmented views of a batch of images, each image with random parameters of its own.
 
 The distribution is that of torchvision's transforms in the order of the authors' release: RandomResizedCrop,
-ColorJitter, RandomGrayscale, GaussianBlur, RandomHorizontalFlip. The work is done on whole batches, on the device the
-images are on. Cropping, resizing and flipping together are one linear map along each axis, and so is blurring: both
-are two batched matrix products.
+ColorJitter, RandomGrayscale, GaussianBlur, RandomHorizontalFlip; BYOL's solarisation comes after the blur. The work is
+done on whole batches, on the device the images are on. Cropping, resizing and flipping together are one linear map
+along each axis, and so is blurring: both are two batched matrix products.
 
 Parameters are drawn on the device of the image indices. Which images an operation applies to is decided there too, so
 that with indices on the CPU a GPU is never waited for.
@@ -44,6 +44,7 @@ class ViewParameters:
     hue: Tensor  # shift in turns, within -+ 0.5; 0 changes nothing
     grey: Tensor  # bool
     blur_sigma: Tensor  # standard deviation in pixels of the view; 0: no blur
+    solarise: Tensor  # bool: values from the middle of the range up are inverted
 
     def __iter__(self) -> Iterator[Tensor]:
         """The fields, in the order of declaration."""
@@ -62,9 +63,9 @@ def draw(
     the index's device and are distributed as torchvision's.
     """
     # float64: a whole number below n is floor(n * u), and the n itself must not come up by rounding.
-    u = uniform(key, index, 2 * NUM_TRIES + 12).double()  # (N, 32)
-    area_draws, ratio_draws, rest = torch.split(u, [NUM_TRIES, NUM_TRIES, 12], dim=1)
-    top, left, flip, order, jitter, brightness, contrast, saturation, hue, grey, blur, sigma = rest.unbind(1)
+    u = uniform(key, index, 2 * NUM_TRIES + 13).double()  # (N, 33)
+    area_draws, ratio_draws, rest = torch.split(u, [NUM_TRIES, NUM_TRIES, 13], dim=1)
+    top, left, flip, order, jitter, brightness, contrast, saturation, hue, grey, blur, sigma, inverted = rest.unbind(1)
     box = _draw_box(settings, height, width, area_draws, ratio_draws, top, left)
     orders = torch.tensor(list(itertools.permutations(range(4))), device=index.device)  # (24, 4)
     return ViewParameters(
@@ -78,6 +79,7 @@ def draw(
         hue=_within(hue, -settings.hue, settings.hue).float(),
         grey=grey < settings.grey_probability,
         blur_sigma=torch.where(blur < settings.blur_probability, _within(sigma, *settings.blur_sigma).float(), 0.0),
+        solarise=inverted < settings.solarise_probability,
     )
 
 
@@ -137,20 +139,36 @@ def views(
     size: int,
     mean: Sequence[float],
     std: Sequence[float],
+    second: AugmentSettings | None = None,
+    pair: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The two views x1, x2 of a batch, normalised by ``mean`` and ``std`` of each channel: (N, C, size, size) float32.
 
-    images: (N, C, H, W), uint8 or float in [0, 1]. index: (N,) int64, the images' places in the data set.
+    images: (N, C, H, W), uint8 or float in [0, 1]. index: (N,) int64, the images' places in the data set. ``second``:
+    the distribution of x2, if it is another. Each ``pair`` is another draw.
     """
     height, width = images.shape[2:]
-    x1, x2 = (draw(settings, height, width, index, key=view_key(seed, view, epoch)) for view in (1, 2))
-    both = ViewParameters(*(torch.cat(pair) for pair in zip(x1, x2, strict=True)))
-    return _normalised(apply(images.repeat(2, 1, 1, 1), both, size), mean, std)
+    both = draw_pair((settings, second or settings), height, width, index, seed=seed, epoch=epoch, pair=pair)
+    together = ViewParameters(*(torch.cat(parts) for parts in zip(*both, strict=True)))
+    return _normalised(apply(images.repeat(2, 1, 1, 1), together, size), mean, std)
 
 
-def view_key(seed: int, view: int, epoch: int) -> int:
-    """The key that the parameters of view 1 or 2 are drawn with."""
-    return derive(seed, "view", view, epoch)
+def draw_pair(
+    settings: tuple[AugmentSettings, AugmentSettings],
+    height: int | Tensor,
+    width: int | Tensor,
+    index: Tensor,
+    *,
+    seed: int,
+    epoch: int,
+    pair: int = 0,
+) -> tuple[ViewParameters, ViewParameters]:
+    """The parameters of x1 and x2, see :func:`draw`."""
+    x1, x2 = (
+        draw(own, height, width, index, key=derive(seed, "view", 2 * pair + view, epoch))
+        for view, own in enumerate(settings, start=1)
+    )
+    return x1, x2
 
 
 @torch.no_grad()
@@ -163,15 +181,17 @@ def views_of_crops(
     epoch: int,
     mean: Sequence[float],
     std: Sequence[float],
+    second: AugmentSettings | None = None,
+    pair: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`views`, of crops (2N, C, S, S) uint8 that a loader has cut and resized: N of view 1, then N of view 2.
 
-    The loader's crops come from the same draws (:func:`draw` with :func:`view_key`); what follows is done here.
+    The loader's crops come from the same draws (:func:`draw_pair`); what follows is done here.
     """
     size = crops.shape[3]
-    x1, x2 = (draw(settings, size, size, index, key=view_key(seed, view, epoch)) for view in (1, 2))
-    both = ViewParameters(*(torch.cat(pair) for pair in zip(x1, x2, strict=True)))
-    return _normalised(apply(crops, both, size, crop=False), mean, std)
+    both = draw_pair((settings, second or settings), size, size, index, seed=seed, epoch=epoch, pair=pair)
+    together = ViewParameters(*(torch.cat(parts) for parts in zip(*both, strict=True)))
+    return _normalised(apply(crops, together, size, crop=False), mean, std)
 
 
 def _normalised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -212,6 +232,9 @@ def _apply(images: Tensor, parameters: ViewParameters, size: int, crop: bool) ->
         sigma = parameters.blur_sigma[chosen].to(device, non_blocking=True)
         chosen = chosen.to(device, non_blocking=True)
         x.index_copy_(0, chosen, gaussian_blur(x.index_select(0, chosen), sigma))
+    if len(chosen := parameters.solarise.nonzero().squeeze(1)):
+        chosen = chosen.to(device, non_blocking=True)
+        x.index_copy_(0, chosen, solarise(x.index_select(0, chosen)))
     return x
 
 
@@ -330,6 +353,11 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     place = torch.arange(0.0, 6.0, 2.0, device=x.device)[:, None, None]  # of red, green and blue
     share = (hue[:, None] - place).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)  # (N, 3, H, W)
     return share.mul_(chroma[:, None]).add_(low[:, None])
+
+
+def solarise(x: Tensor) -> Tensor:
+    """Values of at least one half are inverted. x: (N, C, H, W) in [0, 1]."""
+    return torch.where(x >= 0.5, 1 - x, x)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -70,6 +70,18 @@ class AugmentSettings(Section):
     grey_probability: Probability = Field(0.2, description="RandomGrayscale")
     blur_probability: Probability = Field(0.5, description="that Gaussian blur is applied to a view")
     blur_sigma: Range = Field((0.1, 2.0), description="standard deviation of the blur, uniform in this range, pixels")
+    solarise_probability: Probability = Field(
+        0.0, description="that pixels of at least 128 are inverted (BYOL's second view)"
+    )
+
+
+class SecondViewSettings(Section):
+    """Where the second view's distribution differs from the first's; null: it does not. Which is which is fixed."""
+
+    blur_probability: Probability | None = Field(None, description="as augment.blur_probability, of the second view")
+    solarise_probability: Probability | None = Field(
+        None, description="as augment.solarise_probability, of the second view"
+    )
 
 
 class BackboneSettings(Section):
@@ -106,8 +118,10 @@ class ProjectorSettings(Section):
 class PredictorSettings(Section):
     """The prediction MLP h (Sec. 3, Sec. 4.2, Table 1)."""
 
-    kind: Literal["mlp", "none", "fixed"] = Field(
-        "mlp", description="none: h is the identity (Table 1a); fixed: stays at its random init (Table 1b)"
+    kind: Literal["mlp", "none", "fixed", "linear", "bias"] = Field(
+        "mlp",
+        description="none: identity (Table 1a); fixed: an mlp that stays at its random init (Table 1b); linear: one layer"
+        " without bias; bias: p = z + b (later literature)",
     )
     hidden_dim: Count = Field(512, description="width of the hidden layer; the paper's bottleneck is d/4")
     bn_hidden: bool = Field(True, description="BN on the hidden layer (Table 3)")
@@ -115,29 +129,97 @@ class PredictorSettings(Section):
     lr_schedule: Literal["cosine", "constant"] = Field(
         "constant", description="constant: the predictor's rate skips the decay, not the warm-up (Table 1c)"
     )
+    lr_multiplier: NonNegative = Field(
+        1.0, description="the predictor's rate over the encoder's peak rate (footnote 2: 10)"
+    )
 
 
 class TargetSettings(Section):
-    """What p is compared with."""
+    """What p is compared with (Fig. 3, Sec. 5)."""
 
-    stop_gradient: bool = Field(True, description="the target is a constant in the gradient (Sec. 4.1)")
+    stop_gradient: bool = Field(
+        True,
+        description="the target is a constant in the gradient (Sec. 4.1); with sinkhorn: the codes; nt-xent: the keys",
+    )
+    encoder: Literal["shared", "momentum"] = Field(
+        "shared", description="shared: f itself; momentum: a moving average of f, without predictor (BYOL, MoCo)"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.996, description="of the momentum encoder, per step")
+    momentum_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="cosine: from momentum to 1 over the run (BYOL)"
+    )
+    momentum_update: Literal["after-step", "before-forward"] = Field(
+        "after-step",
+        description="when the moving average moves: after the optimiser's step (BYOL), before the key's forward (MoCo)",
+    )
+    transform: Literal["none", "sinkhorn"] = Field("none", description="sinkhorn: codes of prototype scores (SwAV)")
+    num_prototypes: Annotated[int, Field(ge=0)] = Field(
+        0, description="prototypes, part of the encoder; only with sinkhorn"
+    )
+    sinkhorn_iterations: Count = Field(3, description="alternating normalisations; only with sinkhorn")
+    sinkhorn_epsilon: Positive = Field(0.05, description="of the entropy term; only with sinkhorn")
+    queue_size: Annotated[int, Field(ge=0)] = Field(
+        0, description="keys of earlier batches that serve as negatives (MoCo)"
+    )
+    cache_steps: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="k: targets are computed for k steps at once, with the weights before them (Sec. 5.2); 0: anew each step",
+    )
+    cache_epoch: bool = Field(
+        False, description="targets are computed for a whole epoch at once (Sec. 5.2); k is ignored"
+    )
+    image_average: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="the target is a moving average of each image's z/|z| with this momentum (Sec. 5.2: 0.8); 0: off",
+    )
 
 
 class LossSettings(Section):
     """How p and its target are compared."""
 
-    name: Literal["cosine", "squared-distance"] = Field(
-        "cosine", description="cosine: D = -cos(p, z), eq. 1; squared-distance: |p - z|^2 without normalisation"
+    name: Literal["cosine", "cross-entropy", "squared-distance", "nt-xent", "info-nce", "swapped-prediction"] = Field(
+        "cosine",
+        description="cosine: D = -cos(p, z), eq. 1; cross-entropy: -softmax(z) log softmax(p), Sec. 4.5; squared-distance:"
+        " |p - z|^2 without normalisation; nt-xent: SimCLR; info-nce: MoCo, with a queue; swapped-prediction: SwAV",
+    )
+    temperature: Positive = Field(0.1, description="of nt-xent, info-nce and swapped-prediction")
+    symmetry: Literal["symmetric", "asymmetric", "asymmetric-2x"] = Field(
+        "symmetric",
+        description="asymmetric: D(p1, z2) alone, weight 1; asymmetric-2x: two such pairs of each image (Sec. 4.6)",
+    )
+
+
+class BatchNormSettings(Section):
+    """Whose statistics a BN uses."""
+
+    one_forward: bool = Field(
+        False, description="both views in one forward, with common statistics (official SimCLR, SwAV)"
+    )
+    groups: Count = Field(
+        1,
+        description="the batch in so many groups with statistics of their own, the target's images permuted first (MoCo: 8)",
+    )
+
+
+class InitialisationSettings(Section):
+    """Weights at the start."""
+
+    fc_std: Positive | None = Field(
+        None,
+        description="standard deviation of all fully connected layers, normal (App. A: 0.01); null: PyTorch's default",
     )
 
 
 class OptimizerSettings(Section):
-    """SGD with the linear scaling rule and a half-period cosine."""
+    """SGD or LARS with the linear scaling rule and a half-period cosine."""
 
-    name: Literal["sgd"] = Field("sgd", description="SGD with momentum")
+    name: Literal["sgd", "lars"] = Field("sgd", description="SGD with momentum, or LARS (timm's)")
     lr: NonNegative = Field(0.05, description="base rate; the rate in use is lr x batch_size / 256")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="SGD momentum")
     weight_decay: NonNegative = Field(1e-4, description="on all parameters, BN scales and biases included (App. A)")
+    exclude_bn_and_bias: bool = Field(
+        False, description="no weight decay, and no LARS adaptation, on BN scales and biases (SimCLR, BYOL)"
+    )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="what follows the warm-up")
     warmup_epochs: NonNegative = Field(0.0, description="linear warm-up from 0, in epochs (App. A: 10 for large batch)")
 
@@ -167,11 +249,14 @@ class Settings(Section):
     )
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
+    second_view: SecondViewSettings = SecondViewSettings()
     backbone: BackboneSettings = BackboneSettings()
     projector: ProjectorSettings = ProjectorSettings()
     predictor: PredictorSettings = PredictorSettings()
     target: TargetSettings = TargetSettings()
     loss: LossSettings = LossSettings()
+    batch_norm: BatchNormSettings = BatchNormSettings()
+    initialisation: InitialisationSettings = InitialisationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
@@ -397,13 +482,7 @@ def _cross_checks(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...
             "false has no effect without the output BN (projector.bn_output=false)",
             ("projector.bn_output_affine", "projector.bn_output"),
         )
-    if s.predictor.kind == "none":
-        for name in ("hidden_dim", "bn_hidden", "bn_output", "lr_schedule"):
-            path = f"predictor.{name}"
-            if path == "predictor.hidden_dim":  # scales set a width that fits; it is simply unused
-                continue
-            if name != "lr_schedule" and getattr(s.predictor, name) != _defaults()[path]:
-                yield path, "has no effect with predictor.kind=none", (path, "predictor.kind")
+    yield from _check_target(s)
     if s.optimizer.warmup_epochs > s.epochs:
         yield (
             "optimizer.warmup_epochs",
@@ -422,3 +501,83 @@ def _cross_checks(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...
             f"{s.evaluation.every_epochs} must be at most the {s.epochs} epochs of the run",
             ("evaluation.every_epochs", "epochs"),
         )
+
+
+def _check_target(s: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Rules for the predictor, the target, the loss and BN: what has no effect, and what cannot be meant."""
+
+    def unused(paths: Iterable[str], unless: str, cause: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+        flat = flatten(s)
+        for path in paths:
+            if flat[path] != _defaults()[path]:
+                shown = json.dumps(flat[cause])
+                yield path, f"{json.dumps(flat[path])} has no effect with {cause}={shown}; {unless}", (path, cause)
+
+    target, loss, batch = s.target, s.loss, s.batch_size
+    if s.predictor.kind not in ("mlp", "fixed"):
+        # predictor.hidden_dim may stay: a scale sets it to fit its width.
+        heads = ("predictor.bn_hidden", "predictor.bn_output")
+        yield from unused(heads, "only with an mlp", "predictor.kind")
+    if s.predictor.kind in ("none", "fixed"):
+        yield from unused(("predictor.lr_multiplier",), "only with a predictor that is trained", "predictor.kind")
+    if target.encoder != "momentum":
+        momenta = ("target.momentum", "target.momentum_schedule", "target.momentum_update")
+        yield from unused(momenta, "only with target.encoder=momentum", "target.encoder")
+    if target.transform != "sinkhorn":
+        codes = ("target.num_prototypes", "target.sinkhorn_iterations", "target.sinkhorn_epsilon")
+        yield from unused(codes, "only with target.transform=sinkhorn", "target.transform")
+    if loss.name not in ("nt-xent", "info-nce", "swapped-prediction"):
+        yield from unused(("loss.temperature",), "only with a loss that has one", "loss.name")
+
+    swav = (target.transform == "sinkhorn", loss.name == "swapped-prediction")
+    if swav[0] != swav[1]:
+        problem = "sinkhorn codes and loss.name=swapped-prediction go together; set both or neither"
+        yield "target.transform", problem, ("target.transform", "loss.name")
+    if all(swav) and not 0 < target.num_prototypes <= batch:
+        # Each sample has a mass of 1 to share out: with more prototypes than samples none could be used up.
+        problem = f"{target.num_prototypes} must be at least 1 and at most the batch ({batch}), better half of it"
+        yield "target.num_prototypes", problem, ("target.num_prototypes", "batch_size")
+    if (target.queue_size > 0) != (loss.name == "info-nce"):
+        problem = "a queue and loss.name=info-nce go together; set both or neither (queue_size 0: none)"
+        yield "target.queue_size", problem, ("target.queue_size", "loss.name")
+    elif target.queue_size % (entering := batch * (2 if loss.symmetry == "symmetric" else 1)):
+        problem = f"{target.queue_size} must be a multiple of the {entering} keys that enter it in a step"
+        yield "target.queue_size", problem, ("target.queue_size", "batch_size")
+    if target.queue_size and loss.symmetry == "asymmetric-2x":
+        problem = "asymmetric-2x is not defined with a queue; symmetric or asymmetric is"
+        yield "loss.symmetry", problem, ("loss.symmetry", "target.queue_size")
+
+    constant = {
+        "target.encoder": target.encoder == "momentum",
+        "target.queue_size": target.queue_size > 0,
+        "target.cache_steps": target.cache_steps > 0,
+        "target.cache_epoch": target.cache_epoch,
+        "target.image_average": target.image_average > 0,
+    }
+    remembered = [path for path, is_set in constant.items() if is_set]
+    if not target.stop_gradient and remembered:
+        problem = (
+            f"false cannot be meant with {remembered[0]}: that target comes from other weights, and has no gradient"
+        )
+        yield "target.stop_gradient", problem, ("target.stop_gradient", remembered[0])
+    cached = target.cache_steps > 0 or target.cache_epoch
+    plain = loss.name in ("cosine", "cross-entropy", "squared-distance")
+    if cached and (not plain or len(remembered) > 1):
+        path = "target.cache_epoch" if target.cache_epoch else "target.cache_steps"
+        others = [other for other in remembered if other != path]
+        blamed = others[0] if others else "loss.name"
+        yield (
+            path,
+            f"cached targets (Sec. 5.2) are those of SimSiam's own losses alone, not with {blamed}",
+            (path, blamed),
+        )
+    if target.image_average and (loss.name not in ("cosine", "squared-distance") or target.encoder == "momentum"):
+        blamed = "target.encoder" if target.encoder == "momentum" else "loss.name"
+        problem = f"an average of each image (Sec. 5.2) goes with the cosine or the squared distance, not with {blamed}"
+        yield "target.image_average", problem, ("target.image_average", blamed)
+    if batch % s.batch_norm.groups or batch // s.batch_norm.groups < 2:
+        problem = f"{s.batch_norm.groups} groups must divide the batch of {batch} into parts of at least 2"
+        yield "batch_norm.groups", problem, ("batch_norm.groups", "batch_size")
+    if s.batch_norm.groups > 1 and s.batch_norm.one_forward:
+        problem = "groups are of one view; with one_forward for both it must be 1"
+        yield "batch_norm.groups", problem, ("batch_norm.groups", "batch_norm.one_forward")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from simsiam.config import PredictorSettings, ProjectorSettings
 
@@ -41,10 +42,26 @@ def make_projector(settings: ProjectorSettings, num_features: int) -> nn.Sequent
 
 
 def make_predictor(settings: PredictorSettings, output_dim: int) -> nn.Module:
-    """The prediction MLP h: z (N, d) -> p (N, d); the identity when there is none; frozen when it is "fixed"."""
+    """The predictor h: (N, output_dim) -> (N, output_dim), by default an MLP; frozen when it is "fixed"."""
     if settings.kind == "none":
         return nn.Identity()
+    if settings.kind == "linear":
+        return nn.Linear(output_dim, output_dim, bias=False)
+    if settings.kind == "bias":
+        return SingleBias(output_dim)
     h = mlp([output_dim, settings.hidden_dim, output_dim], bn_hidden=settings.bn_hidden, bn_output=settings.bn_output)
     if settings.kind == "fixed":
         h.requires_grad_(False)
     return h
+
+
+class SingleBias(nn.Module):
+    """p = z + b, the smallest predictor that prevents collapse (Zhang et al. 2022); b starts at 0."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """z: (N, dim) -> (N, dim)."""
+        return z + self.bias

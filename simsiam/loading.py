@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -14,19 +14,26 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms.v2 import functional as transforms
 
-from simsiam.augment import draw, view_key, views, views_of_crops
-from simsiam.config import Settings
+from simsiam.augment import draw_pair, views, views_of_crops
+from simsiam.config import AugmentSettings, Settings
 from simsiam.data import Dataset, FileSplit, Split
 from simsiam.randomness import derive, generator
 
 PLAIN_BATCH = 512  # images in a batch of an evaluation; it changes no result
 
 
+class Batch(NamedTuple):
+    """The images of a step."""
+
+    places: Tensor  # (B,) int64 on the CPU: which images of the training set
+    pairs: tuple[tuple[Tensor, Tensor], ...]  # views (x1, x2), each (B, C, S, S): one pair, or two (Sec. 4.6, "2x")
+
+
 class Source(Protocol):
     """Where a training gets its images."""
 
-    def epoch(self, epoch: int, first_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The whole batches (x1, x2) of an epoch from ``first_batch`` on, each view (B, C, S, S)."""
+    def epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
+        """The whole batches of an epoch from ``first_batch`` on."""
 
     def plain(self, split: Literal["bank", "query"]) -> Iterator[tuple[Tensor, Tensor]]:
         """Unaugmented images (n, C, S, S) and labels (n,) of the kNN's bank (training images) or its queries."""
@@ -54,6 +61,17 @@ def subset(num_images: int, limit: int | None, purpose: str) -> np.ndarray:
     return np.sort(np.random.default_rng(derive("subset", purpose)).permutation(num_images)[:limit])
 
 
+def second_view(settings: Settings) -> AugmentSettings:
+    """The distribution of x2: that of x1, with what is set for the second view alone."""
+    own = {name: value for name, value in settings.second_view.model_dump().items() if value is not None}
+    return settings.augment.model_copy(update=own)
+
+
+def num_pairs(settings: Settings) -> int:
+    """How many pairs of views a step takes of each image."""
+    return 2 if settings.loss.symmetry == "asymmetric-2x" else 1
+
+
 def _evaluated(settings: Settings, dataset: Dataset, split: Literal["bank", "query"]) -> np.ndarray:
     evaluation = settings.evaluation
     if split == "bank":
@@ -79,23 +97,29 @@ class MemorySource:
         # On a GPU the images move there once; on a CPU they stay in the page cache, shared by all processes.
         self._on_device = None if device.type == "cpu" else torch.tensor(np.asarray(self.train.images), device=device)
 
-    def epoch(self, epoch: int, first_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         """See :class:`Source`."""
         for index in batches_of(self.settings, epoch, len(self.train), first_batch):
             if self._on_device is None:
                 images = torch.from_numpy(self.train.images[index.numpy()])
             else:
                 images = self._on_device[index.to(self.device, non_blocking=True)]
-            yield views(
-                images,
-                index,  # on the CPU, so that a GPU is never waited for
-                self.settings.augment,
-                seed=self.settings.seed,
-                epoch=epoch,
-                size=self.settings.data.image_size,
-                mean=self.dataset.mean,
-                std=self.dataset.std,
+            pairs = tuple(
+                views(
+                    images,
+                    index,  # on the CPU, so that a GPU is never waited for
+                    self.settings.augment,
+                    seed=self.settings.seed,
+                    epoch=epoch,
+                    size=self.settings.data.image_size,
+                    mean=self.dataset.mean,
+                    std=self.dataset.std,
+                    second=second_view(self.settings),
+                    pair=pair,
+                )
+                for pair in range(num_pairs(self.settings))
             )
+            yield Batch(index, pairs)
 
     def plain(self, split: Literal["bank", "query"]) -> Iterator[tuple[Tensor, Tensor]]:
         """See :class:`Source`."""
@@ -132,19 +156,25 @@ class FileSource:
             persistent_workers=isinstance(batches, _Batches),
         )
 
-    def epoch(self, epoch: int, first_batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         """See :class:`Source`."""
         self._batches.epoch, self._batches.first_batch = epoch, first_batch
         for index, crops in self._crops:
-            yield views_of_crops(
-                crops.to(self.device, non_blocking=True),
-                index,
-                self.settings.augment,
-                seed=self.settings.seed,
-                epoch=epoch,
-                mean=self.dataset.mean,
-                std=self.dataset.std,
+            pairs = tuple(
+                views_of_crops(
+                    crops_of_pair.to(self.device, non_blocking=True),
+                    index,
+                    self.settings.augment,
+                    seed=self.settings.seed,
+                    epoch=epoch,
+                    mean=self.dataset.mean,
+                    std=self.dataset.std,
+                    second=second_view(self.settings),
+                    pair=pair,
+                )
+                for pair, crops_of_pair in enumerate(torch.split(crops, 2 * len(index)))
             )
+            yield Batch(index, pairs)
 
     def plain(self, split: Literal["bank", "query"]) -> Iterator[tuple[Tensor, Tensor]]:
         """See :class:`Source`."""
@@ -169,7 +199,7 @@ class _Batches(Sampler[Tensor]):
 
 
 class _Crops(TorchDataset[tuple[Tensor, Tensor]]):
-    """In a loader process: the crops of both views of a batch, (2B, 3, S, S) uint8, each image decoded once."""
+    """In a loader process: the crops of all views of a batch, (views x B, 3, S, S) uint8, each image decoded once."""
 
     def __init__(self, images: FileSplit, settings: Settings) -> None:
         self.images, self.settings = images, settings
@@ -178,20 +208,19 @@ class _Crops(TorchDataset[tuple[Tensor, Tensor]]):
         epoch, index = int(batch[0]), batch[1:]
         size = self.settings.data.image_size
         heights, widths = torch.from_numpy(self.images.sizes[index.numpy()]).unbind(1)
-        boxes = [
-            torch.stack((box.top, box.left, box.height, box.width), dim=1).tolist()
-            for box in (
-                draw(self.settings.augment, heights, widths, index, key=view_key(self.settings.seed, view, epoch))
-                for view in (1, 2)
-            )
+        both = (self.settings.augment, second_view(self.settings))
+        drawn = [
+            view
+            for pair in range(num_pairs(self.settings))
+            for view in draw_pair(both, heights, widths, index, seed=self.settings.seed, epoch=epoch, pair=pair)
         ]
-        crops = torch.empty(2, len(index), 3, size, size, dtype=torch.uint8)
+        boxes = [torch.stack((view.top, view.left, view.height, view.width), dim=1).tolist() for view in drawn]
+        crops = torch.empty(len(boxes), len(index), 3, size, size, dtype=torch.uint8)
         for place, image in enumerate(index.tolist()):
             pixels = _decode(self.images, image)
-            for view in (0, 1):
-                crops[view, place] = transforms.resized_crop(
-                    pixels, *boxes[view][place], size=[size, size], antialias=True
-                )
+            for view, of_view in enumerate(boxes):
+                crop = transforms.resized_crop(pixels, *of_view[place], size=[size, size], antialias=True)
+                crops[view, place] = crop
         return index, crops.flatten(0, 1)
 
 

@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from torch import nn
 
 from simsiam.config import OptimizerSettings, Settings
 from simsiam.siamese import Siamese
 
 
 def make_optimizer(settings: Settings, model: Siamese) -> torch.optim.Optimizer:
-    """SGD over two groups, the encoder f and the predictor h; what is frozen is in neither.
+    """SGD or LARS over the encoder f and the predictor h; what is frozen is in no group.
 
-    Each group carries ``constant``: whether its rate skips the decay.
+    Each group carries ``constant``, whether its rate skips the decay, and ``multiplier``, on the rate.
     """
-    encoder = [*model.backbone.parameters(), *model.projector.parameters()]
-    predictor = [weight for weight in model.predictor.parameters() if weight.requires_grad]
-    groups = [
-        {"params": encoder, "constant": settings.optimizer.schedule == "constant"},
-        {"params": predictor, "constant": settings.predictor.lr_schedule == "constant"},
-    ]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=peak_rate(settings),
-        momentum=settings.optimizer.momentum,
-        weight_decay=settings.optimizer.weight_decay,
-        foreach=True,
-    )
+    f = {"constant": settings.optimizer.schedule == "constant", "multiplier": 1.0}
+    h = {"constant": settings.predictor.lr_schedule == "constant", "multiplier": settings.predictor.lr_multiplier}
+    groups = _groups(settings, (model.backbone, model.projector, model.prototypes), f)
+    groups += _groups(settings, (model.predictor,), h)
+    options: dict[str, Any] = {
+        "lr": peak_rate(settings),
+        "momentum": settings.optimizer.momentum,
+        "weight_decay": settings.optimizer.weight_decay,
+    }
+    if settings.optimizer.name == "lars":
+        from timm.optim.lars import Lars
+
+        # Without weight decay timm's Lars leaves the rate of a group alone, which is what the exclusion asks for.
+        return Lars(groups, trust_coeff=0.001, always_adapt=False, **options)
+    return torch.optim.SGD(groups, foreach=True, **options)
+
+
+def _groups(settings: Settings, parts: tuple[nn.Module, ...], schedule: dict[str, Any]) -> list[dict[str, Any]]:
+    """One group, or two where BN scales and biases (all that is one-dimensional) have no weight decay."""
+    trained = [weight for part in parts for weight in part.parameters() if weight.requires_grad]
+    if not settings.optimizer.exclude_bn_and_bias:
+        split: list[dict[str, Any]] = [{"params": trained}]
+    else:
+        split = [
+            {"params": [weight for weight in trained if weight.dim() > 1]},
+            {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
+        ]
+    return [{**group, **schedule} for group in split if group["params"]]
 
 
 def peak_rate(settings: Settings) -> float:
@@ -53,8 +70,7 @@ def set_rates(
 ) -> float:
     """Set each group's rate for the coming update; returns the encoder's."""
     for group in optimizer.param_groups:
-        group["lr"] = peak_rate(settings) * rate(
-            settings.optimizer, step, steps_per_epoch, num_steps, constant=group["constant"]
-        )
+        factor = rate(settings.optimizer, step, steps_per_epoch, num_steps, constant=group["constant"])
+        group["lr"] = peak_rate(settings) * group["multiplier"] * factor
     encoder_rate: float = optimizer.param_groups[0]["lr"]
     return encoder_rate

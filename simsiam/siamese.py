@@ -1,7 +1,8 @@
-"""The method: Algorithm 1 of the paper, with its switches."""
+"""The method: Algorithm 1 of the paper, with its switches. Every method of Fig. 3 is a point in them."""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -9,85 +10,170 @@ import torch
 from torch import Tensor, nn
 
 from simsiam.backbones import make_backbone, zero_last_bn
+from simsiam.batch_norm import convert, permutation
 from simsiam.config import Settings
 from simsiam.heads import make_predictor, make_projector
-from simsiam.losses import LOSSES
+from simsiam.losses import make_distance
 from simsiam.randomness import generator
+from simsiam.targets import ImageAverage, KeyQueue, Prototypes, momentum_at, momentum_update, sinkhorn
+
+Pair = tuple[Tensor, Tensor]
 
 
 class Output(NamedTuple):
-    """What a step gives: the loss (scalar), and projections and predictions of both views, each (N, d)."""
+    """What a step gives: the loss (scalar), projections z and targets t of both views, each (N, d).
+
+    With prototypes a target is a code, (N, num_prototypes).
+    """
 
     loss: Tensor
     z1: Tensor
     z2: Tensor
-    p1: Tensor
-    p2: Tensor
+    t1: Tensor
+    t2: Tensor
 
 
 class Siamese(nn.Module):
-    """Encoder f = backbone + projector, predictor h, target, loss D.
+    """Encoder f = backbone + projector (+ prototypes), predictor h, a target, a loss D.
 
     ``forward`` takes two views x1, x2, each (N, C, S, S), of the same N images. Each view is a forward of its own,
-    x1 then x2, with its own batch statistics.
+    x1 then x2, with its own batch statistics, unless ``batch_norm.one_forward`` says otherwise.
     """
 
-    def __init__(self, settings: Settings, num_channels: int) -> None:
+    def __init__(self, settings: Settings, num_channels: int, num_images: int = 0) -> None:
         super().__init__()
+        self.settings = settings
+        target, dim = settings.target, settings.projector.output_dim
         self.backbone, num_features = make_backbone(settings.backbone, num_channels)
         self.projector = make_projector(settings.projector, num_features)
-        self.predictor = make_predictor(settings.predictor, settings.projector.output_dim)
-        self.stop_gradient = settings.target.stop_gradient
-        self.distance = LOSSES[settings.loss.name]
-        initialise(self, settings.seed)
+        self.prototypes = Prototypes(dim, target.num_prototypes) if target.num_prototypes else nn.Identity()
+        self.predictor = make_predictor(settings.predictor, target.num_prototypes or dim)
+        self.D = make_distance(settings.loss)
+        initialise(self, settings)
+        convert(self, settings.batch_norm.groups)
+        self.target_encoder: nn.Module | None = None
+        if target.encoder == "momentum":  # a copy of f at its start, without h; it has BN buffers of its own
+            encoder = nn.Sequential(self.backbone, self.projector, self.prototypes)
+            self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self.queue: KeyQueue | None = None
+        if target.queue_size:
+            self.queue = KeyQueue(target.queue_size, dim, generator(settings.seed, "queue"))
+        self.averages: ImageAverage | None = None
+        if target.image_average:
+            self.averages = ImageAverage(num_images, dim, target.image_average)
 
     def f(self, x: Tensor) -> Tensor:
-        """The encoder: x (N, C, S, S) -> z (N, d)."""
+        """The encoder up to the projection: x (N, C, S, S) -> z (N, d)."""
         z: Tensor = self.projector(self.backbone(x))
         return z
 
     def h(self, z: Tensor) -> Tensor:
-        """The predictor: z (N, d) -> p (N, d)."""
+        """The predictor: (N, d) -> (N, d)."""
         p: Tensor = self.predictor(z)
         return p
 
-    def target(self, z: Tensor) -> Tensor:
-        """What a prediction is compared with: z, as a constant if the gradient stops here."""
-        return z.detach() if self.stop_gradient else z
+    def forward(
+        self, x1: Tensor, x2: Tensor, *, index: Tensor | None = None, step: int = 0, cached: Pair | None = None
+    ) -> Output:
+        """Algorithm 1: L = D(p1, t2)/2 + D(p2, t1)/2, where t is z with the gradient stopped, or what takes its place.
 
-    def forward(self, x1: Tensor, x2: Tensor) -> Output:
-        """Algorithm 1: L = D(p1, z2)/2 + D(p2, z1)/2."""
-        z1, z2 = self.f(x1), self.f(x2)  # projections, (N, d)
-        p1, p2 = self.h(z1), self.h(z2)  # predictions, (N, d)
-        t1, t2 = self.target(z1), self.target(z2)
+        index: (N,) the images' places in the data set, for a target that remembers them. step: for what is drawn
+        anew in each step. cached: targets of an earlier step (Sec. 5.2) in place of this one's.
+        """
+        z1, z2 = self.both_views(x1, x2)  # projections, (N, d)
+        s1, s2 = self.prototypes(z1), self.prototypes(z2)  # SwAV: scores, (N, num_prototypes); else z itself
+        p1, p2 = self.h(s1), self.h(s2)  # predictions
+        t1, t2 = self.targets(x1, x2, (s1, s2), index, step) if cached is None else cached
 
-        loss = self.D(p1, t2) / 2 + self.D(p2, t1) / 2
-        return Output(loss, z1, z2, p1, p2)
+        if self.settings.loss.symmetry == "symmetric":
+            loss = self.D(p1, t2, self.others(t1)) / 2 + self.D(p2, t1, self.others(t2)) / 2
+        else:
+            loss = self.D(p1, t2, self.others(t1))
+        return Output(loss, z1, z2, t1, t2)
 
-    def D(self, p: Tensor, z: Tensor) -> Tensor:  # noqa: N802 - the paper's name
-        """The loss between a prediction and a target, in float32 whatever the networks' precision."""
-        with torch.autocast(p.device.type, enabled=False):
-            return self.distance(_at_least_float32(p), _at_least_float32(z))
+    def both_views(self, x1: Tensor, x2: Tensor) -> Pair:
+        """z1 = f(x1), z2 = f(x2)."""
+        if self.settings.batch_norm.one_forward:
+            z1, z2 = self.f(torch.cat((x1, x2))).chunk(2)
+            return z1, z2
+        return self.f(x1), self.f(x2)
 
+    def online(self, x1: Tensor, x2: Tensor) -> Pair:
+        """What targets are made of when f itself makes them: both views' z, or their scores."""
+        z1, z2 = self.both_views(x1, x2)
+        return self.prototypes(z1), self.prototypes(z2)
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype == torch.bfloat16 else x
+    def targets(self, x1: Tensor, x2: Tensor, online: Pair, index: Tensor | None, step: int) -> Pair:
+        """What the predictions are compared with: t1, t2, from f's own outputs or from what takes their place."""
+        target = self.settings.target
+        t1, t2 = online
+        if self.target_encoder is not None:
+            t1, t2 = self.keys(x1, step), self.keys(x2, step)
+        if self.averages is not None:
+            assert index is not None, "a target that remembers images is asked for them"
+            t1, t2 = self.averages.value(index, t1), self.averages.value(index, t2)
+        if target.stop_gradient:
+            t1, t2 = t1.detach(), t2.detach()
+        if target.transform == "sinkhorn":
+            t1, t2 = (sinkhorn(t, target.sinkhorn_epsilon, target.sinkhorn_iterations) for t in (t1, t2))
+        return t1, t2
+
+    @torch.no_grad()
+    def keys(self, x: Tensor, step: int) -> Tensor:
+        """The momentum encoder's output; with BN groups, of a batch whose images change groups (MoCo's shuffling)."""
+        assert self.target_encoder is not None
+        if self.settings.batch_norm.groups == 1:
+            t: Tensor = self.target_encoder(x)
+            return t
+        order, back = permutation(self.settings.seed, step, len(x))
+        shuffled: Tensor = self.target_encoder(x[order.to(x.device)])
+        return shuffled[back.to(x.device)]
+
+    def others(self, own: Tensor) -> Tensor:
+        """What else a prediction is told apart from: the queue (MoCo), or the targets of its own view (SimCLR)."""
+        return own if self.queue is None else self.queue.keys
+
+    @torch.no_grad()
+    def before_forward(self, step: int, num_steps: int) -> None:
+        """MoCo moves the momentum encoder before it makes the keys of a step."""
+        if self.settings.target.momentum_update == "before-forward":
+            self._move_target(step, num_steps)
+
+    @torch.no_grad()
+    def after_step(self, output: Output, index: Tensor, step: int, num_steps: int) -> None:
+        """What changes once the optimiser has moved f and h: BYOL's momentum encoder, the queue, the averages."""
+        if self.settings.target.momentum_update == "after-step":
+            self._move_target(step, num_steps)
+        if self.queue is not None:  # both terms of the loss used the same old queue
+            symmetric = self.settings.loss.symmetry == "symmetric"
+            self.queue.enqueue(torch.cat((output.t1, output.t2)) if symmetric else output.t2)
+        if self.averages is not None:  # one draw of T' updates eta: the second view's (eq. 10)
+            self.averages.update(index, output.z2.detach())
+
+    def _move_target(self, step: int, num_steps: int) -> None:
+        if self.target_encoder is not None:
+            online = nn.Sequential(self.backbone, self.projector, self.prototypes)
+            momentum_update(self.target_encoder, online, momentum_at(self.settings.target, step, num_steps))
 
 
 @torch.no_grad()
-def initialise(model: Siamese, seed: int) -> None:
+def initialise(model: Siamese, settings: Settings) -> None:
     """Draw all weights anew, each module's from (seed, its path): removing h leaves f's start unchanged.
 
     Convolutions: He normal, fan-out (torchvision's ResNet). Fully connected layers: PyTorch's default, uniform in
-    -+ 1/sqrt(fan_in). BN: scale 1, shift 0, but the last scale of each residual block 0 (App. A).
+    -+ 1/sqrt(fan_in), or normal with a fixed std. BN: scale 1, shift 0, but the last scale of each residual block 0
+    (App. A).
     """
     for path, module in model.named_modules():
-        draws = generator(seed, "weights", path)
+        draws = generator(settings.seed, "weights", path)
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=draws)
         elif isinstance(module, nn.Linear):
             bound = 1 / math.sqrt(module.in_features)
-            module.weight.uniform_(-bound, bound, generator=draws)
+            if settings.initialisation.fc_std is None:
+                module.weight.uniform_(-bound, bound, generator=draws)
+            else:
+                module.weight.normal_(0, settings.initialisation.fc_std, generator=draws)
             if module.bias is not None:
                 module.bias.uniform_(-bound, bound, generator=draws)
     zero_last_bn(model.backbone)

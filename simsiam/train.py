@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +18,9 @@ from simsiam.config import Settings
 from simsiam.data import Dataset
 from simsiam.diagnostics import effective_rank, is_collapsed, output_std
 from simsiam.knn import knn_top1
-from simsiam.loading import make_source
+from simsiam.loading import Batch, make_source
 from simsiam.metrics import MetricsWriter, Point
+from simsiam.multistep import CachedTargets
 from simsiam.optim import make_optimizer, set_rates
 from simsiam.siamese import Output, Siamese
 
@@ -61,10 +63,13 @@ class Training:
     ) -> None:
         self.settings, self.folder, self.attempt, self.device, self.hooks = settings, folder, attempt, device, hooks
         self.source = make_source(settings, dataset, device)
-        self.model = Siamese(settings, dataset.num_channels).to(device).to(memory_format=torch.channels_last)
+        self.model = (
+            Siamese(settings, dataset.num_channels, len(dataset.train)).to(device).to(memory_format=torch.channels_last)
+        )
         self.optimizer = make_optimizer(settings, self.model)
         self.steps_per_epoch = len(dataset.train) // settings.batch_size
         self.num_steps = settings.epochs * self.steps_per_epoch
+        self.cache = CachedTargets(settings, self.steps_per_epoch)
         self.step = 0
         self.collapsed_evaluations = 0
         # The step at which the loss first was NaN or infinite; on the device, so that no step waits for it.
@@ -83,6 +88,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "collapsed_evaluations": self.collapsed_evaluations,
+            "cache": self.cache.state(),
         }
 
     def load_state(self, state: checkpoint.State) -> None:
@@ -91,6 +97,10 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         self.collapsed_evaluations = state["collapsed_evaluations"]
+        if state["cache"] and not self.cache.starts_at(self.step):
+            first = self.step - self.step % self.cache.num_steps
+            with self.precision():
+                self.cache.resume(self.model, self.batches_from(first, self.cache.num_steps), self.step, state["cache"])
 
     def run(self) -> Outcome | None:
         """See :func:`train`."""
@@ -106,8 +116,8 @@ class Training:
             self.save()
         while self.step < self.num_steps and not self._collapsed_for_good():
             epoch, first_batch = divmod(self.step, self.steps_per_epoch)
-            for x1, x2 in self.source.epoch(epoch, first_batch):
-                output = self.update(x1, x2)
+            for batch in self.source.epoch(epoch, first_batch):
+                output = self.update(batch)
                 self.hooks.on_step(self.step)
                 epoch_ends, ends = self.step % self.steps_per_epoch == 0, self.step == self.num_steps
                 if epoch_ends or self.step == 1 or self.step % evaluation.log_every_steps == 0:
@@ -125,18 +135,43 @@ class Training:
                     return None
         return "collapsed" if self.collapsed_evaluations else "healthy"
 
-    def update(self, x1: Tensor, x2: Tensor) -> Output:
-        """One step of Algorithm 1: the loss of two views, its gradient, an update of f and h."""
+    def update(self, batch: Batch) -> Output:
+        """One step of Algorithm 1: the loss of two views, its gradient, an update of f and h, and of what follows them.
+
+        With two pairs of views (Sec. 4.6, "2x") the loss is the mean over both; the first one's output is returned.
+        """
         set_rates(self.optimizer, self.settings, self.step, self.steps_per_epoch, self.num_steps)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            output: Output = self.model(x1, x2)
+        with self.precision():
+            if self.cache.starts_at(self.step):
+                self.cache.fill(self.model, self.batches_from(self.step, self.cache.num_steps), self.step)
+            self.model.before_forward(self.step, self.num_steps)
+            outputs: list[Output] = [
+                self.model(*pair, index=batch.places, step=self.step, cached=cached)
+                for pair, cached in zip(batch.pairs, self.cache.of(self.step), strict=False)
+            ]
+        loss = torch.stack([output.loss for output in outputs]).mean()
+        output = outputs[0]._replace(loss=loss)
         self.optimizer.zero_grad()
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        self.model.after_step(output, batch.places, self.step, self.num_steps)
         self.step += 1
-        first_bad = torch.where(output.loss.detach().isfinite(), self.num_steps + 1, self.step)
+        first_bad = torch.where(loss.detach().isfinite(), self.num_steps + 1, self.step)
         torch.minimum(self.diverged_at, first_bad, out=self.diverged_at)
         return output
+
+    def batches_from(self, step: int, num: int) -> Iterator[Batch]:
+        """The batches of the next ``num`` steps from ``step`` on, over the ends of epochs, but not of the run."""
+        last = min(step + num, self.num_steps)
+        while step < last:
+            epoch, first_batch = divmod(step, self.steps_per_epoch)
+            for batch in itertools.islice(self.source.epoch(epoch, first_batch), last - step):
+                yield batch
+                step += 1
+
+    def precision(self) -> torch.autocast:
+        """The context in which the networks run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
 
     def diverged(self) -> bool:
         """Whether the loss has been NaN or infinite; if so, says so in the curves, with the step."""
@@ -199,7 +234,7 @@ class Training:
         """Pooled backbone features (N, num_features) of unaugmented images, and their labels."""
         features, labels = [], []
         for images, truth in self.source.plain(split):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            with self.precision():
                 features.append(self.model.backbone(images).float())
             labels.append(truth)
         return torch.cat(features), torch.cat(labels)

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from simsiam.augment import draw, view_key
+from simsiam.augment import draw
 from simsiam.config import Settings
 from simsiam.data import FileSplit, prepare
 from simsiam.knn import knn_top1
 from simsiam.loading import batches_of, make_source, subset
+from simsiam.randomness import derive
 from simsiam.train import Hooks, train
 from tests.test_train import assert_same_run
 
@@ -79,13 +80,15 @@ def test_views_from_files_are_torchvision_s(small: Small, folder: Path) -> None:
     split = dataset.train
     assert isinstance(split, FileSplit)
     index = next(iter(batches_of(settings, 1, len(split), 2)))
-    both = next(iter(make_source(settings, dataset, CPU).epoch(1, 2)))
+    batch = next(iter(make_source(settings, dataset, CPU).epoch(1, 2)))
+    assert torch.equal(batch.places, index)
+    (both,) = batch.pairs
     mean, std = torch.tensor(dataset.mean)[:, None, None], torch.tensor(dataset.std)[:, None, None]
     for view, x in enumerate(both, start=1):
         for place, i in enumerate(index.tolist()):
             height, width = split.sizes[i]
             box = draw(
-                settings.augment, int(height), int(width), torch.tensor([i]), key=view_key(settings.seed, view, 1)
+                settings.augment, int(height), int(width), torch.tensor([i]), key=derive(settings.seed, "view", view, 1)
             )
             pixels = v2.functional.pil_to_tensor(Image.open(split.path(i)).convert("RGB"))
             expected = v2.functional.resized_crop(

@@ -1,0 +1,64 @@
+"""The methods as points in the switch space, side by side (the paper's Fig. 3): the table of docs/methods.md.
+
+A method is a file in ``methods/``: its switches under ``settings``, its own recipe for Table 4 under ``scales``. This
+module imports no torch.
+"""
+
+from __future__ import annotations
+
+from experiments.documents import read
+from experiments.layers import layer_from_document, resolve
+from experiments.study import HERE, load_scale
+from simsiam.config import Settings
+
+METHODS = {"simsiam": "SimSiam", "byol": "BYOL", "simclr": "SimCLR", "swav": "SwAV", "moco-v2": "MoCo v2"}
+
+
+def load_method(name: str, scale: str) -> Settings:
+    """The settings of a method at a scale. Raises SettingsError."""
+    layer = layer_from_document(read(HERE / "methods" / f"{name}.yaml"), "method", scale)
+    return resolve((load_scale(scale).layer, layer), blame=f"method '{name}': ").settings
+
+
+def switches(s: Settings) -> dict[str, str]:
+    """What makes a method, then its recipe: a word or two for each row of the table."""
+    projector, target, optimizer, views = s.projector, s.target, s.optimizer, s.augment
+    momentum = f"{target.momentum:g}, moved {target.momentum_update.replace('-', ' ')}"
+    if target.momentum_schedule == "cosine":
+        momentum = f"from {target.momentum:g} to 1 by a cosine, moved {target.momentum_update.replace('-', ' ')}"
+    groups = f"; {s.batch_norm.groups} groups, keys permuted" if s.batch_norm.groups > 1 else ""
+    places = {"hidden": projector.bn_hidden, "output": projector.bn_output}
+    excluded = "; not of BN and biases" if optimizer.exclude_bn_and_bias else ""
+    jitter = "/".join(f"{strength:g}" for strength in (views.brightness, views.contrast, views.saturation, views.hue))
+    blur, solarise = s.second_view.blur_probability, s.second_view.solarise_probability
+    return {
+        "predictor": "no" if s.predictor.kind == "none" else f"yes (rate: {s.predictor.lr_schedule})",
+        "stop-gradient": "no" if not target.stop_gradient else "yes" if target.transform == "none" else "on the codes",
+        "momentum encoder": momentum if target.encoder == "momentum" else "no",
+        "target transform": "none"
+        if target.transform == "none"
+        else f"Sinkhorn-Knopp on {target.num_prototypes} prototypes' scores ({target.sinkhorn_iterations} iterations,"
+        f" epsilon {target.sinkhorn_epsilon:g})",
+        "queue": f"{target.queue_size} negatives" if target.queue_size else "no",
+        "loss": "negative cosine" if s.loss.name == "cosine" else f"{s.loss.name}, temperature {s.loss.temperature:g}",
+        "symmetry": s.loss.symmetry,
+        "BN forwards": ("one for both views" if s.batch_norm.one_forward else "one for each view") + groups,
+        "projector": f"{projector.num_layers} layers, BN: "
+        + (", ".join(place for place, there in places.items() if there) or "none"),
+        "widths": f"{projector.hidden_dim} -> {projector.output_dim}"
+        + ("" if s.predictor.kind == "none" else f"; predictor {s.predictor.hidden_dim}"),
+        "batch": str(s.batch_size),
+        "optimiser": f"{optimizer.name.upper()}, base rate {optimizer.lr:g}; {optimizer.warmup_epochs:g} epochs of warm-up",
+        "weight decay": f"{optimizer.weight_decay:g}{excluded}",
+        "crops, colour jitter": f"from {views.crop_scale[0]:g}; {jitter}",
+        "blur, solarisation": f"{views.blur_probability:g}, {views.solarise_probability:g}"
+        + ("" if blur is None or solarise is None else f"; second view {blur:g}, {solarise:g}"),
+    }
+
+
+def table() -> str:
+    """The five methods side by side as Markdown; at ``imagenet`` scale, which has each one's own recipe."""
+    columns = [switches(load_method(name, "imagenet")) for name in METHODS]
+    rows = [["", *METHODS.values()], ["---"] * (1 + len(METHODS))]
+    rows += [[name, *(column[name] for column in columns)] for name in columns[0]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
