@@ -48,7 +48,8 @@ def switches(s: Settings) -> dict[str, str]:
         "widths": f"{projector.hidden_dim} -> {projector.output_dim}"
         + ("" if s.predictor.kind == "none" else f"; predictor {s.predictor.hidden_dim}"),
         "batch": str(s.batch_size),
-        "optimiser": f"{optimizer.name.upper()}, base rate {optimizer.lr:g}; {optimizer.warmup_epochs:g} epochs of warm-up",
+        "optimiser": f"{optimizer.name.upper()}, base rate {optimizer.lr:g}",
+        "warm-up": f"{optimizer.warmup_epochs:g} epochs",
         "weight decay": f"{optimizer.weight_decay:g}{excluded}",
         "crops, colour jitter": f"from {views.crop_scale[0]:g}; {jitter}",
         "blur, solarisation": f"{views.blur_probability:g}, {views.solarise_probability:g}"

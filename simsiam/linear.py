@@ -49,7 +49,10 @@ class LinearProtocol(Section):
     )
 
 
-# App. A. The released code has base lr 0.1 where the paper says 0.02, and keeps the best epoch, not the last.
+# App. A. The released code has base lr 0.1 where the paper says 0.02, and keeps the best epoch, not the last. Made for
+# ImageNet: LARS moves the weights by a share of their size in each step, so how far they come depends on the images
+# seen. In 90 epochs of a small set they have hardly moved: one network's features of 54,000 plain images of
+# Fashion-MNIST gave 58 % with its optimiser and rate, where those of `sgd` gave 86 and those of `features` 87.
 PAPER = LinearProtocol(name="paper", optimizer="lars", batch_size=4096, epochs=90, lr=0.02, augmented=True)
 # App. A's alternative, about 1 point lower there.
 SGD = LinearProtocol(name="sgd", optimizer="sgd", batch_size=256, epochs=90, lr=30.0, augmented=True)

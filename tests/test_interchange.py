@@ -177,7 +177,7 @@ def test_files_that_do_not_load_are_refused(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(ValueError, match="does not load"):
         import_release(path)
-    path.write_bytes(pickle.dumps({"state_dict": Path("not a tensor")}))  # nothing but tensors is unpickled
+    path.write_bytes(pickle.dumps({"state_dict": Path("not a tensor")}, protocol=2))  # nothing but tensors is unpickled
     with pytest.raises(ValueError, match="does not load"):
         import_release(path)
     torch.save([1], path)

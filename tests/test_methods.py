@@ -209,7 +209,9 @@ def test_table_4_s_recipes() -> None:
     assert (optimal.optimizer.lr, optimal.optimizer.weight_decay, optimal.epochs) == (0.5, 1e-5, 200)
 
 
-@pytest.mark.parametrize("name", ["predictor", "batch-norm", "symmetrisation", "similarity", "multi-step", "expectation"])
+@pytest.mark.parametrize(
+    "name", ["predictor", "batch-norm", "symmetrisation", "similarity", "multi-step", "expectation"]
+)
 @pytest.mark.parametrize("scale", SCALES)
 def test_variants_differ_in_what_they_name_alone(name: str, scale: str) -> None:
     allowed = {
