@@ -163,7 +163,7 @@ class _Grid:
         process = self.context.Process(
             target=_work, args=(theirs, self.stop, self.machine, index, self.command), name=f"worker-{index}"
         )
-        # glibc returns freed memory to the system, and the next step faults it in again: about 5 % of a small run's time.
+        # glibc returns freed memory to the system, and the next step faults it in again: a few percent of a small run.
         for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
             os.environ.setdefault(name, str(10**9))
         # Ctrl-C reaches the whole process group; a worker must leave it to us, from its very first instruction.
