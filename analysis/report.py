@@ -57,7 +57,8 @@ def report(
 
     Works at any time: what has not been run or is still running is a dash with its reason. The files are made in a
     folder beside ``out_dir`` and renamed into it at the end, so an interrupted report leaves the one before it; other
-    files in ``out_dir`` stay. ``note`` goes under the table, ``command`` on the page. Raises OSError if ``out_dir`` cannot be written.
+    files in ``out_dir`` stay. ``note`` goes under the table, ``command`` on the page. Raises OSError if ``out_dir``
+    cannot be written.
     """
     points, runs = gather(variants, runs_dir)
     table = study_table(runs, {variant.name: variant.paper for variant in variants}, study.title, scale)

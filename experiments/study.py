@@ -155,7 +155,9 @@ def load_scale(name: str) -> Scale:
         )
     document = read(HERE / "scales" / f"{name}.yaml")
     parsed = _parse(_ScaleFile, document)
-    return Scale(name, parsed.description, parsed.note, parsed.speed, parsed.num_train, layer_from_document(document, "scale"))
+    return Scale(
+        name, parsed.description, parsed.note, parsed.speed, parsed.num_train, layer_from_document(document, "scale")
+    )
 
 
 def default_scale() -> str:
