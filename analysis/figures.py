@@ -86,7 +86,7 @@ def plot_training(
             else:
                 _finish_knn(ax, runs)
             ax.set_xlim(0, horizon)
-            ax.xaxis.set_major_locator(MaxNLocator(5, integer=horizon >= 5, min_n_ticks=3))
+            ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=horizon >= 3, min_n_ticks=3))
             if not stacked or ax is axes[-1]:
                 ax.set_xlabel("epoch")
             else:

