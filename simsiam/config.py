@@ -120,8 +120,8 @@ class PredictorSettings(Section):
 
     kind: Literal["mlp", "none", "fixed", "linear", "bias"] = Field(
         "mlp",
-        description="none: identity (Table 1a); fixed: an mlp that stays at its random init (Table 1b); linear: one layer"
-        " without bias; bias: p = z + b (later literature)",
+        description="none: identity (Table 1a); fixed: an mlp that stays at its random init (Table 1b); linear: one"
+        " layer without bias; bias: p = z + b (later literature)",
     )
     hidden_dim: Count = Field(512, description="width of the hidden layer; the paper's bottleneck is d/4")
     bn_hidden: bool = Field(True, description="BN on the hidden layer (Table 3)")
@@ -163,7 +163,7 @@ class TargetSettings(Section):
     )
     cache_steps: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="k: targets are computed for k steps at once, with the weights before them (Sec. 5.2); 0: anew each step",
+        description="k: targets are made for k steps at once, with the weights before them (Sec. 5.2); 0: in each step",
     )
     cache_epoch: bool = Field(
         False, description="targets are computed for a whole epoch at once (Sec. 5.2); k is ignored"
@@ -179,8 +179,9 @@ class LossSettings(Section):
 
     name: Literal["cosine", "cross-entropy", "squared-distance", "nt-xent", "info-nce", "swapped-prediction"] = Field(
         "cosine",
-        description="cosine: D = -cos(p, z), eq. 1; cross-entropy: -softmax(z) log softmax(p), Sec. 4.5; squared-distance:"
-        " |p - z|^2 without normalisation; nt-xent: SimCLR; info-nce: MoCo, with a queue; swapped-prediction: SwAV",
+        description="cosine: D = -cos(p, z), eq. 1; cross-entropy: -softmax(z) log softmax(p), Sec. 4.5;"
+        " squared-distance: |p - z|^2 without normalisation; nt-xent: SimCLR; info-nce: MoCo, with a queue;"
+        " swapped-prediction: SwAV",
     )
     temperature: Positive = Field(0.1, description="of nt-xent, info-nce and swapped-prediction")
     symmetry: Literal["symmetric", "asymmetric", "asymmetric-2x"] = Field(
@@ -197,7 +198,7 @@ class BatchNormSettings(Section):
     )
     groups: Count = Field(
         1,
-        description="the batch in so many groups with statistics of their own, the target's images permuted first (MoCo: 8)",
+        description="groups of the batch with statistics of their own, the target's images permuted first (MoCo: 8)",
     )
 
 

@@ -1,0 +1,80 @@
+"""`evaluate` and `export`, as a user calls them: on runs that have ended, which are never trained anew."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+from experiments.evaluation import export_backbone, load_model
+from experiments.store import Heartbeats, RunFolder
+from simsiam import checkpoint
+from simsiam.config import validate
+from simsiam.siamese import Siamese
+from tests.conftest import SMALL, Command
+
+SMOKE = ["stop-gradient", "--scale", "smoke", "--set", "epochs=1", "--set", "data.num_train=256"]
+
+
+def test_evaluating_never_retrains(command: Command, tmp_path: Path) -> None:
+    assert command("run", *SMOKE).returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    first = command("evaluate", *SMOKE, "--json")
+    assert first.returncode == 0, first.stderr
+    results = json.loads(first.stdout)["runs"]
+    assert len(results) == 2
+    for run_id, result in results.items():
+        assert 0 <= result["top1"] <= result["top5"] <= 100
+        assert json.loads((tmp_path / "runs" / run_id / "linear-features.json").read_text()) == result
+    assert {path: path.read_bytes() for path in before} == before, "nothing else of a run is touched"
+    again = command("evaluate", *SMOKE, "--json")
+    assert json.loads(again.stdout)["runs"] == results, "with its seconds: it was read, not computed anew"
+    assert "linear-features.json" in command("evaluate", *SMOKE).stdout
+
+
+def test_unknown_protocol_and_nothing_to_evaluate(command: Command, tmp_path: Path) -> None:
+    done = command("evaluate", *SMOKE, "--protocol", "featurs")
+    assert done.returncode == 2
+    assert "did you mean 'features'" in done.stderr
+    nothing = command("evaluate", *SMOKE)
+    assert nothing.returncode == 0
+    assert "0 runs evaluated" in nothing.stdout
+
+
+def run_folder(runs: Path, name: str) -> tuple[Path, Siamese]:
+    settings = validate({**SMALL, "backbone.name": name, "backbone.width": 16})
+    attempt = RunFolder(runs, "run-s0").claim(settings, Heartbeats(), retry_failed=False)
+    assert attempt is not None
+    model = Siamese(settings, 3)
+    checkpoint.save(attempt.folder.path, {"model": model.state_dict(), "step": 1}, 1)
+    return attempt.folder.path, model
+
+
+def test_an_exported_backbone_gives_the_same_features_in_torchvision(tmp_path: Path) -> None:
+    folder, model = run_folder(tmp_path, "resnet18")
+    export_backbone(folder, tmp_path / "backbone.pt", "torchvision")
+    network = torchvision.models.resnet18()
+    missing = network.load_state_dict(torch.load(tmp_path / "backbone.pt", weights_only=True), strict=False)
+    assert (missing.missing_keys, missing.unexpected_keys) == (["fc.weight", "fc.bias"], [])
+    network.fc = torch.nn.Identity()
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(network.eval()(x), model.backbone.eval()(x), rtol=0, atol=0)
+    reloaded = load_model(folder, model.settings, 3, 0)
+    assert torch.equal(reloaded.projector[0].weight, model.projector[0].weight)
+
+
+@pytest.mark.parametrize("form", ["torchvision", "detectron2"])
+def test_export_refuses_what_it_cannot_do(command: Command, tmp_path: Path, form: str) -> None:
+    folder, _ = run_folder(tmp_path, "small")
+    done = command("export", str(folder), "out", "--format", form)
+    assert done.returncode == 2
+    assert "backbone.name" in done.stderr
+    assert "Traceback" not in done.stderr
+    (tmp_path / "mine").write_text("mine")
+    assert command("export", str(folder), "mine").returncode == 1
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert command("export", str(tmp_path), "out").returncode == 1
+    assert command("export", str(folder), "out", "--format", "onnx").returncode == 2
