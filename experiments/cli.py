@@ -545,6 +545,7 @@ def _report(made: Plan, out: Path) -> None:
             seeds=tuple(seeds[variant.name]),
         )
         for variant in study.variants
+        if variant.name in first
     ]
     try:
         command = shlex.join(["run_ablation.py", *sys.argv[1:]])

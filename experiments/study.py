@@ -52,6 +52,7 @@ class _Variant(_Part):
     include: str | tuple[str, ...] = ()
     settings: dict[str, Any] = {}
     scales: dict[str, _ScaleBlock] = {}
+    only: tuple[str, ...] = ()
     derived: dict[str, str] = {}
     paper: PaperResult = PaperResult()
 
@@ -119,6 +120,7 @@ class Variant:
     point: Layer = field(default_factory=dict)  # in a grid
     paper: PaperResult = field(default_factory=PaperResult)
     derived: tuple[Derived, ...] = ()
+    only: tuple[str, ...] = ()  # the scales at which it is run; none named: all
 
     def layer(self, scale: str) -> Layer:
         """Its settings at a scale."""
@@ -194,6 +196,11 @@ def load_study(name: str) -> Study:
             )
     document = read(path)
     parsed = _parse(_StudyFile, document)
+    for key, variant in parsed.variants.items():
+        for scale in variant.only:
+            if scale not in SCALES:
+                place = document.at("variants", key, "only")
+                raise SettingsError(f"variants.{key}.only: {scale!r} is not one of {', '.join(SCALES)}  [{place}]")
     blocks = {("scales",): parsed.scales} | {
         ("variants", key, "scales"): variant.scales for key, variant in parsed.variants.items()
     }
@@ -217,7 +224,7 @@ def load_study(name: str) -> Study:
             _derived(path, text, f"variant, {document.at('variants', key, 'derived', path)}")
             for path, text in variant.derived.items()
         )
-        variants.append(Variant(key, layers, {}, variant.paper, derived))
+        variants.append(Variant(key, layers, {}, variant.paper, derived, variant.only))
     if parsed.grid:
         axes = {axis: (values, f"grid, {document.at('grid', axis)}") for axis, values in parsed.grid.items()}
         variants = list(_cross(variants, axes))
@@ -293,7 +300,7 @@ def _cross(variants: list[Variant], axes: Mapping[str, tuple[Sequence[Any], str]
             point = {path: Value(value, axes[path][1]) for path, value in zip(axes, values, strict=True)}
             label = ", ".join(f"{path}={_short(value.value)}" for path, value in point.items())
             name = f"{variant.name}, {label}" if variant.name else label
-            yield Variant(name, variant.layers, point, variant.paper, variant.derived)
+            yield Variant(name, variant.layers, point, variant.paper, variant.derived, variant.only)
 
 
 def _short(value: Any) -> str:
@@ -327,6 +334,8 @@ def make_cells(study: Study, scale: Scale, seeds: Iterable[int], overrides: Iter
     cells, seen = [], dict[str, str]()
     seeds = list(seeds)
     for variant in study.variants:
+        if variant.only and scale.name not in variant.only:
+            continue
         own = variant.layer(scale.name)
         varied = {**own, **{item.path: Value(None, item.origin) for item in variant.derived}}
         for path in varied.keys() & command_line.keys():

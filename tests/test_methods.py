@@ -119,13 +119,6 @@ def test_the_paper_s_numbers(name: str) -> None:
         assert LENGTHS.get((name, variant), "") in found[variant].note
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", sorted(PAPER))
-def test_every_study_is_valid_at_every_scale(name: str, scale: str) -> None:
-    study = load_study(name)
-    assert len(make_cells(study, load_scale(scale), range(study.num_seeds(scale)))) % len(PAPER[name]) == 0
-
-
 @pytest.mark.parametrize("name", sorted(PAPER))
 def test_seeds_at_cpu_scale(name: str) -> None:
     if name != "stop-gradient":
