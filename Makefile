@@ -21,11 +21,14 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(VENV)/installed
+demo:
 	@echo "Demo: trains a small SimSiam on Fashion-MNIST with and without stop-gradient (Fig. 2 of the paper) and"
-	@echo "reports on it: 4 runs, about 6 minutes on 2 CPU cores. Stop it at any time; 'make demo' goes on from there."
+	@echo "reports on it: 4 runs, about 6 minutes on 2 CPU cores, after setting up $(VENV) (once, some minutes)."
+	@echo "Stop it at any time; 'make demo' goes on from there."
+	@$(MAKE) --no-print-directory $(VENV)/installed
 	$(RUN) run stop-gradient --scale cpu --seeds 2
 	$(RUN) report stop-gradient --scale cpu --seeds 2
+	@echo "More: source $(BIN)/activate, then python run_ablation.py list"
 
 test: lint
 	$(BIN)/python -m pytest

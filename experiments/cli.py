@@ -142,7 +142,8 @@ def list_studies(
         table.add_row(row["study"], row["title"], row["where"], str(row["cells"]), _about(row["seconds"]))
     console.print(table)
     console.print(
-        f"\nTime: one cell after another on {chosen.speed.device}. Run one: run_ablation.py run STUDY", highlight=False
+        f"\nTime: one cell after another on {chosen.speed.device}. Run one: python run_ablation.py run STUDY",
+        highlight=False,
     )
 
 
@@ -177,7 +178,10 @@ def plan(
     cost = f"about {_about(seconds)}, one after another, on {made.scale.speed.device}; about {size / 1e6:,.0f} MB"
     console.print(f"\n{todo_text}: {cost} in {runs}/", highlight=False)
     for settings in made.unprepared:
-        console.print(f"The images of {settings.name} are not there yet; `run` gets them.", highlight=False)
+        if settings.name == "folder":
+            console.print(f"There are no prepared images of {data / settings.path}/ yet.", highlight=False)
+        else:
+            console.print(f"The images of {settings.name} are not there yet; `run` gets them.", highlight=False)
 
 
 @app.command()
@@ -279,13 +283,18 @@ def report(
     seeds: Seeds = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--out", help="Where the report goes. Default: reports/STUDY/."),
+        typer.Option("--out", help="Where the report goes. Default: reports/STUDY/, or STUDY-SCALE for another scale."),
     ] = None,
 ) -> None:
     """Figure (PDF, SVG, PNG), table (Markdown, LaTeX, CSV) and page of a study; also while it is still running."""
+    from experiments.study import default_scale
+
     for loaded in _studies(study):
-        where = (out or Path("reports")) / loaded.name if out is None or study == "all" else out
-        _report(_plan([loaded], _scale(scale), seeds, set_, runs, data), where)
+        chosen = _scale(scale)
+        # The report of another scale than this machine's own does not take the place of its own.
+        name = loaded.name if chosen.name == default_scale() else f"{loaded.name}-{chosen.name}"
+        where = out if out is not None and study != "all" else (out or Path("reports")) / name
+        _report(_plan([loaded], chosen, seeds, set_, runs, data), where)
 
 
 @app.command("show-config")
@@ -501,11 +510,10 @@ def _run(
     num_workers = min(jobs or (num_cores() if device == "cpu" else _num_gpus()), max(len(left), 1))
     threads = max(1, num_cores() // num_workers)
     seconds = sum(estimate(planned.cell.settings, scale).seconds for planned in left) / num_workers
-    _say(
-        f"{made.title}: {_count(len(todo), 'run')} at scale {scale.name}, {done} done; {len(left)} to train,"
-        f" {num_workers} at a time, in about {_about(seconds)} (estimate for {scale.speed.device})."
-        " Ctrl-C stops; the same command goes on."
-    )
+    _say(f"{made.title}: {_count(len(todo), 'run')} at scale {scale.name}, {done} done.")
+    if left:
+        time = f"about {_about(seconds)} if each has {scale.speed.device} to itself"
+        _say(f"{len(left)} to train, {num_workers} at a time, in {time}. Ctrl-C stops; the same command goes on.")
     machine = Machine(runs, data, num_workers, threads, device)
     with GridView(_console(), total=len(todo), done=done) as view:
         summary = run_grid(todo, machine, view, retry_failed=retry_failed, command=shlex.join(sys.argv))
@@ -523,7 +531,7 @@ def _run(
     if summary.stopped or len(summary.done) < len(todo):
         _say(f"Stopped with {len(summary.done)} of {len(todo)} runs done. The same command goes on from there.")
         sys.exit(STOPPED)
-    _say(f"All {len(todo)} runs are done. Report: run_ablation.py report {shlex.quote(name)} {options}".rstrip())
+    _say(f"All {len(todo)} runs are done. Report: python run_ablation.py report {shlex.quote(name)} {options}".rstrip())
 
 
 def _report(made: Plan, out: Path) -> None:
@@ -532,6 +540,8 @@ def _report(made: Plan, out: Path) -> None:
     from experiments.store import StoreError
 
     (study,) = made.studies
+    if all(status.state == "pending" for status in made.statuses().values()):
+        raise StoreError(f"{made.runs}: holds no run of {study.name} at scale {made.scale.name} to report on  [--runs]")
     first = {planned.cell.variant: planned for planned in reversed(made.cells)}
     seeds: dict[str, list[int]] = {}
     for planned in made.cells:

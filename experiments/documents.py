@@ -83,6 +83,8 @@ def read(path: Path) -> Document:
         where = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "not YAML"
         raise SettingsError(f"{path}{where}: {problem}") from None
+    except SettingsError:
+        raise
     except ValueError as error:  # a date or a number that YAML's own types cannot hold
         raise SettingsError(f"{path}: {error}") from None
     finally:

@@ -163,6 +163,8 @@ class _Grid:
         process = self.context.Process(
             target=_work, args=(theirs, self.stop, self.machine, index, self.command), name=f"worker-{index}"
         )
+        # Threads that wait for each other by spinning starve on a machine that others use too.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # glibc returns freed memory to the system, and the next step faults it in again: a few percent of a small run.
         # What is larger than 32 MiB comes and goes with an evaluation, and is given back.
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))

@@ -65,7 +65,7 @@ def command(tmp_path: Path) -> Command:
             env=environment | options.pop("env", {}),
             capture_output=True,
             text=True,
-            timeout=options.pop("timeout", 120),
+            timeout=options.pop("timeout", 300),
             **options,
         )
 

@@ -91,7 +91,8 @@ def test_a_grid_ends_done_and_a_second_time_does_nothing(command: Command, tmp_p
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     second = command("run", *QUICK, "--seeds", "2", "-j", "2")
     assert second.returncode == 0
-    assert "0 to train" in second.stdout
+    assert "4 done" in second.stdout
+    assert "to train" not in second.stdout
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     assert leases(tmp_path / "runs") == [1, 1, 1, 1]
     # What `status` without --seeds shows includes the seed that was run beyond the study's own.
