@@ -447,10 +447,11 @@ def independent_numbers(parameters: ViewParameters) -> Iterator[tuple[str, Tenso
 
 def test_draws_are_not_coupled() -> None:
     index = torch.arange(NUM_DRAWS)
+    settings = SETTINGS.model_copy(update={"solarise_probability": 0.5})  # 0 by default, which is no number to compare
     columns = {
         f"{name} of view {view} in epoch {epoch}": numbers.double()
         for view, epoch in ((1, 0), (2, 0), (1, 1))
-        for name, numbers in independent_numbers(draw(SETTINGS, 32, 32, index, key=derive(0, "view", view, epoch)))
+        for name, numbers in independent_numbers(draw(settings, 32, 32, index, key=derive(0, "view", view, epoch)))
     }
     names = list(columns)
     next_image = {f"{name}, next image": columns[name].roll(1) for name in names[: len(names) // 3]}
@@ -463,3 +464,11 @@ def test_draws_are_not_coupled() -> None:
         if all(ranks) and names[i].partition(" ")[2][2:] == names[j].partition(" ")[2][2:]:
             continue  # the ranks of one permutation exclude each other
         assert abs(correlation[i, j]) < limit, (names[i], names[j])
+
+
+def test_solarise_is_torchvision_s() -> None:
+    images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(augment.solarise(images), F.solarize(images, threshold=0.5))
+    settings = SETTINGS.model_copy(update={"solarise_probability": 0.2})
+    drawn = draw(settings, 32, 32, torch.arange(20_000), key=3).solarise.float().mean().item()
+    assert drawn == pytest.approx(0.2, abs=0.01)

@@ -28,7 +28,7 @@ def variant(name: str, config: Settings, *seeds: int, paper: PaperResult | None 
 
 
 def study(title: str = "Stop-gradient") -> Study:
-    return Study("stop-gradient", title, "Fig. 2", "Does it collapse?", "Without: <collapse>.", None, 3, {}, {}, ())
+    return Study("stop-gradient", title, "Fig. 2", "Does it collapse?", "Without: <collapse>.", None, 3, {}, ())
 
 
 def make(runs: Path, out: Path, *variants: ReportVariant, title: str = "Stop-gradient") -> ReportFiles:

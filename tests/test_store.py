@@ -219,7 +219,9 @@ def test_a_run_is_named_by_what_it_computes() -> None:
     base = validate(SMALL)
     name = run_id(base, "data")
     assert run_id(validate({**SMALL, "optimizer.lr": 0.05}), "data") == name, "a default that is written out"
-    assert run_id(validate({**SMALL, "data.path": "elsewhere"}), "data") == name, "where an image folder is"
+    folder = {**SMALL, "data.name": "folder"}
+    moved = run_id(validate({**folder, "data.path": "elsewhere"}), "data")
+    assert moved == run_id(validate(folder), "data"), "where an image folder is"
     others = [
         run_id(base, "other data"),
         run_id(validate({**SMALL, "seed": 1}), "data"),
