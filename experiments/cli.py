@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import shlex
@@ -68,6 +69,9 @@ DEFAULT_RUNS, DEFAULT_DATA = Path("runs"), Path("data")
 
 def main() -> None:
     """The entry point: errors that are the user's become one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a locale without the paper's symbols shows a question mark for them
+            stream.reconfigure(errors="replace")
     with _clear_errors():
         app()
 
@@ -563,7 +567,7 @@ def _report(made: Plan, out: Path) -> None:
             study, variants, made.runs, out, scale=made.scale.name, note=made.scale.note, command=command
         )
     except OSError as error:
-        raise StoreError(f"{out}: the report cannot be written here ({error.strerror})  [--out]") from None
+        raise StoreError(f"{error.filename or out}: the report cannot be made ({error.strerror})") from None
     console = _console()
     console.print(f"\n{files.answer}\n", highlight=False, markup=False)
     table = _table(*files.table.headings())
@@ -640,8 +644,8 @@ def _data_settings(name: str, overrides: list[str] | None) -> Any:
 def _console() -> Console:
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    width = None if Console().is_terminal else 200
+    return Console(width=width, markup=False, highlight=False, emoji=False)  # names are the user's: [red] is no colour
 
 
 def _table(*headings: str) -> Any:

@@ -17,17 +17,25 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2's booleans and numbers: ``on`` and ``no`` are texts, ``1e-4`` is a number."""
 
 
-_BOOL, _FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
+_TAG = "tag:yaml.org,2002:"
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in (f"{_TAG}null", f"{_TAG}merge")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(_BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(f"{_TAG}bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(f"{_TAG}int", re.compile(r"^[-+]?[0-9]{1,300}$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
-    _FLOAT,
-    re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
+    f"{_TAG}float",
+    re.compile(
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
 )
+_Loader.add_constructor(f"{_TAG}int", lambda loader, node: int(node.value))  # 010 is ten
+
+# What YAML's constructors raise for a value that is not of its explicit tag, or that is nested beyond reason.
+_UNREADABLE = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
+_MAX_NODES = 100_000  # in a document, aliases counted each time
 
 
 @dataclass(frozen=True)
@@ -49,24 +57,30 @@ def parse_value(text: str, origin: str) -> Any:
     """A value as written on the command line or in a file: ``0.05``, ``true``, ``[0.2, 1]``, ``null``, a text."""
     try:
         return _tuples(yaml.load(text, _Loader))
-    except yaml.YAMLError:
+    except _UNREADABLE:
         raise SettingsError(
-            f"{text!r} is not a value in YAML's notation (0.05, true, [0.2, 1.0], text)  [{origin}]"
+            f"{text[:60]!r} is not a value in YAML's notation (0.05, true, [0.2, 1.0], text)  [{origin}]"
         ) from None
 
 
 def read(path: Path) -> Document:
     """Read a YAML mapping. Raises SettingsError, with the line, for anything that is not one."""
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise SettingsError(f"{path}: is not a regular file")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise SettingsError(f"{path}: is a folder; a YAML file is wanted") from None
+    except SettingsError:
+        raise
     except UnicodeDecodeError:
         raise SettingsError(f"{path}: is not a text file in UTF-8") from None
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise SettingsError(f"{str(path)!r}: is not the name of a file") from None
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -75,8 +89,10 @@ def read(path: Path) -> Document:
         if not isinstance(node, yaml.MappingNode):
             raise SettingsError(f"{path}:{node.start_mark.line + 1}: a YAML mapping (key: value) is wanted at the top")
         lines: dict[tuple[str, ...], int] = {}
-        for keys, line in _walk(node, (), path):
-            lines[keys] = line
+        for count, (keys, line) in enumerate(_walk(node, (), path)):
+            if count > _MAX_NODES:
+                raise SettingsError(f"{path}: has more than {_MAX_NODES:,} values (aliases within aliases?)")
+            lines.setdefault(keys, line)
         content = loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -85,8 +101,8 @@ def read(path: Path) -> Document:
         raise SettingsError(f"{path}{where}: {problem}") from None
     except SettingsError:
         raise
-    except ValueError as error:  # a date or a number that YAML's own types cannot hold
-        raise SettingsError(f"{path}: {error}") from None
+    except _UNREADABLE as error:  # what YAML's own types cannot hold, or nested beyond reason
+        raise SettingsError(f"{path}: is not YAML that can be read ({type(error).__name__})") from None
     finally:
         loader.dispose()
     return Document(path, _tuples(content), lines)
@@ -98,6 +114,7 @@ def _walk(node: yaml.Node, keys: tuple[str, ...], path: Path, depth: int = 0) ->
         raise SettingsError(f"{path}:{node.start_mark.line + 1}: nested too deeply (an alias that contains itself?)")
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
+            yield keys, item.start_mark.line + 1  # so that items count, too
             yield from _walk(item, keys, path, depth + 1)
     if not isinstance(node, yaml.MappingNode):
         return

@@ -97,6 +97,8 @@ def layer_from_document(
             value = value[name]
         own[path] = Value(value, origin)
     check_paths(own)
+    if "seed" in own:
+        raise SettingsError(f"seed: is chosen with --seeds or `seeds:`, not in `settings:`  [{own['seed'].origin}]")
     layer.update(own)
     if scale is not None and scale in block.get("scales", {}):
         layer.update(layer_from_document(document, f"{kind} at {scale}", None, (*keys, "scales", scale)))

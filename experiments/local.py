@@ -25,6 +25,8 @@ from experiments.plan import PlannedCell
 from experiments.store import Heartbeats, RunFolder, StoreError
 
 POLL_SECONDS = 1.0  # between two looks at cells that another launcher trains
+# Ctrl-C, a request to end, and a terminal that is closed.
+STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 MAX_CRASHES = 2  # of a cell's worker process, before the cell counts as failed
 
 
@@ -113,7 +115,7 @@ class _Grid:
             self.queue.append(planned)
 
     def run(self) -> Summary:
-        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, self._on_signal) for number in STOPPING}
         try:
             while self._busy():
                 if not self.stop.is_set():
@@ -251,7 +253,8 @@ class _Grid:
 
 def _work(connection: Connection, stop: Event, machine: Machine, index: int, command: str) -> None:
     """Train the cells that come through the connection, one after another, until None comes."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
     parent = os.getppid()
     import torch
 

@@ -27,7 +27,6 @@ from simsiam.config import Settings
 from simsiam.files import sync_folder, write_atomically
 
 DEAD_AFTER = 300.0  # seconds without a heartbeat, on the observer's own monotonic clock
-_FINAL_STATES = ("done", "failed", "stopped")
 
 Json = dict[str, Any]
 
@@ -44,7 +43,7 @@ def read_json(path: Path) -> Json | None:
     """The object in a file, or None if there is none (not there yet, or not readable as JSON)."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -63,6 +62,17 @@ def run_names(runs: Path) -> set[str]:
         return set()
     except OSError as error:
         raise StoreError(f"{runs}: run folders cannot be read here ({error.strerror})  [--runs]") from None
+
+
+def _plain(values: Json) -> Json:
+    """What is of the kind that was written: numbers of a sensible size, and texts; a damaged value is left out."""
+    texts = ("state", "host")
+    return {
+        key: value
+        for key, value in values.items()
+        if (key in texts and isinstance(value, str))
+        or (isinstance(value, int | float) and key not in texts and abs(value) < 1e15)
+    }
 
 
 # --- who is alive ------------------------------------------------------------------------------------------------
@@ -117,7 +127,10 @@ class RunFolder:
 
     def result(self) -> Json | None:
         """What the run came to, if it has ended."""
-        return read_json(self.path / "result.json")
+        result = read_json(self.path / "result.json")
+        if result is None or not isinstance(result.get("outcome"), str) or not isinstance(result.get("final"), dict):
+            return None  # none, or a damaged one: the run is finished again from its checkpoint
+        return {**result, "final": _plain(result["final"])}
 
     def highest_lease(self) -> int:
         """The number of the newest attempt; 0 if there was none."""
@@ -131,19 +144,19 @@ class RunFolder:
         """The state as far as this machine can tell; see :class:`Heartbeats` for what it takes to call a run dead."""
         lease = self.highest_lease()  # first: what is read after it is at least as new
         result = self.result()
-        detail = read_json(self.path / "state.json") or {}
+        detail = _plain(read_json(self.path / "state.json") or {})
         if result is not None:
             return Status("done", detail, result, lease)
         if lease == 0:
             return Status("pending", detail)
-        if detail.get("attempt") == lease and detail.get("state") in _FINAL_STATES:
+        if detail.get("attempt") == lease and detail.get("state") in ("failed", "stopped"):
             return Status(detail["state"], detail, None, lease)
         alive = self._is_alive(lease, detail, heartbeats)
         return Status("running" if alive else "interrupted", detail, None, lease)
 
     def _is_alive(self, lease: int, detail: Json, heartbeats: Heartbeats | None) -> bool:
         owner = read_json(self.path / f"lease.{lease}") or {}
-        if owner.get("machine") == _machine():
+        if owner.get("machine") == _machine() and isinstance(owner.get("pid"), int) and "start_time" in owner:
             alive: bool = _start_time(owner["pid"]) == owner["start_time"]
             return alive
         # On another machine, or a lease caught between its creation and its writing: only the heartbeat tells.
@@ -172,10 +185,14 @@ class RunFolder:
         if path.exists():
             try:
                 found = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
+            except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError):
                 raise StoreError(f"{path}: is damaged; move the folder away to train this run anew") from None
             # A switch that is newer than the folder has a default that keeps the old behaviour.
-            if not isinstance(found, dict) or _without_place(_with_defaults(found)) != _without_place(wanted):
+            if (
+                not isinstance(found, dict)
+                or not isinstance(found.get("data"), dict)
+                or _without_place(_with_defaults(found)) != _without_place(wanted)
+            ):
                 raise StoreError(f"{path}: holds other settings than this run's; move the folder away")
         else:
             text = yaml.safe_dump(wanted, sort_keys=False)
@@ -190,17 +207,18 @@ class RunFolder:
             "pid": os.getpid(),
             "start_time": _start_time(os.getpid()),
         }
-        path = self.path / f"lease.{number}"
+        path, aside = self.path / f"lease.{number}", self.path / f".lease.{token}"
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return None
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(owner, file)
-            file.flush()
-            os.fsync(file.fileno())
+            with open(aside, "x", encoding="utf-8") as file:
+                json.dump(owner, file)
+                file.flush()
+                os.fsync(file.fileno())
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, path)  # exclusive, and whole from its first moment on
+        finally:
+            aside.unlink(missing_ok=True)
         sync_folder(self.path)
-        # Network file systems can let two creations succeed; the one whose token is there has won.
+        # A network file system may report a failure that was none, or a success twice: the token that is there has won.
         if (read_json(path) or {}).get("token") != token or self.highest_lease() != number:
             return None
         for earlier in range(1, number):  # what a killed attempt was writing aside

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from simsiam.config import Settings, SettingsError, config_id, flatten, nearest
 from simsiam.files import write_atomically
 
 HERE = Path(__file__).parent
+MAX_POINTS = 100_000  # of a grid
 Model = TypeVar("Model", bound=BaseModel)
 SCALES = ("smoke", "cpu", "cifar", "imagenet")
 
@@ -280,7 +282,7 @@ def grid_study(axes: Sequence[str]) -> Study:
         parsed[path] = (parse_value(f"[{text}]", origin), origin)
     if not parsed:
         raise SettingsError("grid: at least one axis (dotted.path=value,value) is wanted")
-    name = "grid-" + re.sub(r"[^a-z0-9.]+", "-", "-".join(parsed).lower())
+    name = "grid-" + re.sub(r"[^a-z0-9.]+", "-", "-".join(parsed).lower())[:80]
     return Study(name, f"Grid over {', '.join(parsed)}", "", "", "", None, 1, {}, tuple(_cross([], parsed)))
 
 
@@ -295,6 +297,8 @@ def _cross(variants: list[Variant], axes: Mapping[str, tuple[Sequence[Any], str]
         for i, value in enumerate(values):
             if value in values[:i]:
                 raise SettingsError(f"{path}: {_short(value)} is in the grid twice  [{origin}]")
+    if math.prod(len(values) for values, _ in axes.values()) > MAX_POINTS:
+        raise SettingsError(f"grid: has more than {MAX_POINTS:,} points  [{next(iter(axes.values()))[1]}]")
     for variant in variants or [Variant("", {})]:
         for values in itertools.product(*(values for values, _ in axes.values())):
             point = {path: Value(value, axes[path][1]) for path, value in zip(axes, values, strict=True)}
@@ -316,12 +320,14 @@ def _short(value: Any) -> str:
 
 def seeds_from_text(text: str) -> list[int]:
     """``3`` is seeds 0, 1, 2; ``4-6`` is 4, 5, 6. Raises SettingsError."""
-    match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", text.strip())
-    if match and match[2] is None and int(match[1]) >= 1:
-        return list(range(int(match[1])))
-    if match and match[2] is not None and int(match[1]) <= int(match[2]):
-        return list(range(int(match[1]), int(match[2]) + 1))
-    raise SettingsError(f"seeds: {text!r} must be a count of at least 1 (3: seeds 0, 1, 2) or a range (4-6)  [--seeds]")
+    match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", text.strip())
+    if match:
+        seeds = range(int(match[1])) if match[2] is None else range(int(match[1]), int(match[2]) + 1)
+        if 1 <= len(seeds) <= 1000:
+            return list(seeds)
+    raise SettingsError(
+        f"seeds: {text!r} must be a count from 1 to 1000 (3: seeds 0, 1, 2) or a range (4-6)  [--seeds]"
+    )
 
 
 def make_cells(study: Study, scale: Scale, seeds: Iterable[int], overrides: Iterable[str] = ()) -> list[Cell]:

@@ -87,10 +87,11 @@ class GridView:
         now = time.monotonic()
         if not self.live and now - self.told.get(planned.run_id, 0) > LOG_SECONDS and "loss" in progress:
             self.told[planned.run_id] = now
+            loss, std = number(progress["loss"], ".3f"), number(progress.get("z_std_relative"), ".3f")
+            speed, knn = number(progress.get("images_per_s"), ".0f"), number(progress.get("knn_top1"), ".1f")
             self._say(
-                f"{planned.label}: epoch {progress['epoch']:.1f}/{progress['epochs']}, loss {progress['loss']:.3f},"
-                f" std x sqrt(d) {progress['z_std_relative']:.3f}, kNN {number(progress.get('knn_top1'), '.1f')} %,"
-                f" {number(progress.get('images_per_s'), '.0f')} images/s, {duration(left)} left"
+                f"{planned.label}: epoch {progress['epoch']:.1f}/{progress['epochs']}, loss {loss},"
+                f" std x sqrt(d) {std}, kNN {knn} %, {speed} images/s, {duration(left)} left"
             )
 
     def ended(self, planned: PlannedCell, state: str, message: str) -> None:

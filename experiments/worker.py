@@ -117,7 +117,7 @@ def _record_failure(attempt: Attempt, error: Exception) -> str:
     reason = f"{type(error).__name__}: {error}".splitlines()[0]
     try:
         attempt.fail("".join(traceback.format_exception(error)))
-    except (OSError, LeaseLostError) as second:  # a full disk, most likely the failure itself
+    except Exception as second:  # a full disk, most likely the failure itself
         return f"{reason} (and failure.txt could not be written: {second})"
     return f"{reason} (see {attempt.folder.path / 'failure.txt'})"
 
@@ -154,6 +154,7 @@ def reference_lines(settings: Settings, dataset: Dataset, runs: Path) -> dict[st
     evaluation = settings.evaluation
     key = [
         dataset.fingerprint,
+        settings.data.image_size,
         settings.data.evaluate_on,
         settings.data.num_train,
         evaluation.bank_size,

@@ -25,12 +25,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simsiam.data import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 NETWORK_TIMEOUT = 15  # seconds without an answer
 # Of the files that torchvision's ImageFolder reads.
@@ -391,6 +394,13 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """An image in 8-bit RGB. Raises :class:`DataError` for one of 16 bits or floating point, which would turn white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        raise DataError(f"{path}: has {image.mode} pixels (16 or 32 bits); convert it to 8 bits a channel")
+    return image.convert("RGB")
+
+
 def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
     """An image as (3, image_size, image_size), RGB. One of another size is scaled, its short side to image_size (by
     torchvision's rules: bilinear with antialiasing), and cut to the centre. Raises :class:`DataError`."""
@@ -398,7 +408,7 @@ def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
 
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            image = to_rgb(file, path)
         width, height = image.size
         if (width, height) != (image_size, image_size):
             short = min(width, height)

@@ -15,7 +15,7 @@ def write_atomically(path: Path, write: Callable[[IO[Any]], object], *, aside: s
     """
     temporary = path.with_name(f".{path.name}.{aside}")
     try:
-        with open(temporary, mode) as file:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as transforms
 from simsiam.augment import draw_pair, views, views_of_crops
 from simsiam.config import AugmentSettings, Settings
 from simsiam.data import Dataset, FileSplit, Split
+from simsiam.download import to_rgb
 from simsiam.randomness import derive, generator
 
 PLAIN_BATCH = 512  # images in a batch of an evaluation; it changes no result
@@ -241,7 +242,7 @@ class _Centres(TorchDataset[tuple[Tensor, Tensor]]):
 def _decode(images: FileSplit, index: int) -> Tensor:
     """uint8 (3, H, W)."""
     with Image.open(images.path(index)) as file:
-        pixels: Tensor = transforms.pil_to_tensor(file.convert("RGB"))
+        pixels: Tensor = transforms.pil_to_tensor(to_rgb(file, images.path(index)))
     return pixels
 
 

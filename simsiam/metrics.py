@@ -18,6 +18,13 @@ from typing import Any
 Point = dict[str, Any]
 
 
+def finite(point: Point) -> Point:
+    """A point without NaN and infinity, which JSON has not: they become None."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in point.items()
+    }
+
+
 class MetricsWriter:
     """Appends points to the file of one attempt. A point is on its way to disk when ``write`` returns."""
 
@@ -26,12 +33,8 @@ class MetricsWriter:
         self._line({"attempt": attempt, "resumed_at_step": resumed_at_step})
 
     def write(self, point: Point) -> None:
-        """Append a point. NaN and infinity, which JSON has not, become null."""
-        finite = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in point.items()
-        }
-        self._line(finite)
+        """Append a point, see :func:`finite`."""
+        self._line(finite(point))
 
     def sync(self) -> None:
         """Return when all points are safe on disk; called before a checkpoint that counts on them."""

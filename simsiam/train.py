@@ -19,7 +19,7 @@ from simsiam.data import Dataset
 from simsiam.diagnostics import effective_rank, is_collapsed, output_std
 from simsiam.knn import knn_top1
 from simsiam.loading import Batch, make_source
-from simsiam.metrics import MetricsWriter, Point
+from simsiam.metrics import MetricsWriter, Point, finite
 from simsiam.multistep import CachedTargets
 from simsiam.optim import make_optimizer, set_rates
 from simsiam.siamese import Output, Siamese
@@ -75,9 +75,10 @@ class Training:
         # The step at which the loss first was NaN or infinite; on the device, so that no step waits for it.
         self.diverged_at = torch.full((), self.num_steps + 1, device=device)
         resumed = checkpoint.load(folder)
-        if resumed:
+        self.is_new = resumed is None
+        if resumed is not None:
             self.load_state(resumed)
-        self.metrics = MetricsWriter(folder, attempt, self.step if resumed else None)
+        self.metrics = MetricsWriter(folder, attempt, None if self.is_new else self.step)
         self.last_checkpoint = self.last_log = time.monotonic()
         self.last_logged_step = self.step
 
@@ -111,7 +112,7 @@ class Training:
 
     def _run(self) -> Outcome | None:
         evaluation = self.settings.evaluation
-        if self.step == 0:
+        if self.is_new:
             self.evaluate(None)  # the untrained network: the line that learning has to rise above
             self.save()
         while self.step < self.num_steps and not self._collapsed_for_good():
@@ -252,4 +253,4 @@ class Training:
 
     def _write(self, point: dict[str, Any]) -> None:
         self.metrics.write(point)
-        self.hooks.on_point(point)
+        self.hooks.on_point(finite(point))

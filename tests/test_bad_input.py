@@ -72,8 +72,18 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *words: str, wher
         (["--set", "data.storage=files"], ["data.storage", "files", "data.name=folder"]),
         (["--set", "backbone.name=resnet18"], ["backbone.width", "no effect", "resnet18"]),
         (["--set", "projector.bn_output=false"], []),  # is allowed, as the study sets the affine flag
+        # YAML's odder corners
+        (["--set", "epochs=!!int foo"], ["'!!int foo'", "YAML"]),
+        (["--set", "epochs=!!bool x"], ["'!!bool x'", "YAML"]),
+        (["--set", "epochs=!!timestamp foo"], ["YAML"]),
+        (["--set", "epochs=" + "[" * 3000], ["YAML"]),
+        (["--set", "epochs=&a [*a]"], ["YAML"]),
+        (["--set", "epochs=" + "9" * 30], ["epochs", "at most 1e+09"]),
+        (["--set", "epochs=1:30"], ["epochs", "'1:30'", "a whole number"]),
+        (["--set", "epochs=2020-01-01"], ["epochs", "'2020-01-01'", "a whole number"]),
         # other options
-        (["--seeds", "0"], ["seeds", "'0'", "at least 1", "range"]),
+        (["--seeds", "1000000"], ["seeds", "from 1 to 1000"]),
+        (["--seeds", "0"], ["seeds", "'0'", "from 1 to 1000", "range"]),
         (["--seeds", "5-3"], ["seeds", "'5-3'"]),
         (["--seeds", "many"], ["seeds", "'many'"]),
         (["-j", "0"], ["--jobs", "greater than or equal to 1"]),
@@ -127,6 +137,18 @@ def test_command_line(command: Command, tmp_path: Path, arguments: list[str], wo
         ("title: x\nvariants: {a: {paper: {top: 67}}}\n", ["mine.yaml:2", "top", "did you mean 'top1'"]),
         ("title: x\nvariants: {a: 5}\n", ["mine.yaml:2", "variants.a", "5"]),
         ("a: &a [*a]\n", ["mine.yaml"]),
+        ("title: !!bool x\nvariants: {a: {}}\n", ["mine.yaml", "not YAML that can be read"]),
+        ("title: !!timestamp x\nvariants: {a: {}}\n", ["mine.yaml", "not YAML that can be read"]),
+        ("title: " + "[" * 2000 + "\n", ["mine.yaml"]),
+        (
+            "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+            + "".join(
+                f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n"
+                for old, new in zip("abcdefg", "bcdefgh", strict=True)
+            ),
+            ["mine.yaml", "more than 100,000 values"],
+        ),
+        ("title: x\nsettings: {seed: 3}\nvariants: {a: {}}\n", ["seed", "--seeds", "mine.yaml:2"]),
         (b"\xff\xfe\x00bad", ["mine.yaml", "UTF-8"]),
     ],
 )
@@ -180,6 +202,45 @@ def test_unknown_names(command: Command, tmp_path: Path) -> None:
     refused(command("rum", "stop-gradient"), 2, "rum", where=tmp_path)
     refused(command("show-config", "stop-gradient", "--variant", "x"), 2, "variant", "'x'", "with stop-gradient")
     refused(command("data", "prepare", "cifar11"), 2, "data.name", "'cifar11'", "did you mean 'cifar10'")
+
+
+@pytest.mark.parametrize("name", ["[/red]", "[bold]x", ":smile:", "a & b", "中文"])
+def test_a_user_s_names_are_shown_as_they_are(command: Command, tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine.yaml").write_text(f"title: x\nvariants: {{{json.dumps(name)}: {{}}}}\n", encoding="utf-8")
+    done = command("plan", "mine.yaml", *SMOKE)
+    assert done.returncode == 0, done.stderr
+    assert name in done.stdout
+
+
+def test_a_locale_without_the_paper_s_symbols(command: Command, tmp_path: Path) -> None:
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    (tmp_path / "mine.yaml").write_text("title: x\nvariants: {√d: {}}\n", encoding="utf-8")
+    done = command("plan", "mine.yaml", *SMOKE, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.json", '{"state": "stopped", "attempt": "x", "seconds": "long", "epoch": []}'),
+        ("state.json", "[" * 3000),
+        ("result.json", '{"outcome": "healthy", "final": 3}'),
+        ("result.json", '{"outcome": "healthy", "final": {"loss": "low", "epoch": 1e999}}'),
+        ("lease.1", '{"machine": "here"}'),
+        ("lease.1", "nonsense"),
+    ],
+)
+def test_damaged_files_of_a_run_folder_do_not_stop_a_command(
+    command: Command, tmp_path: Path, file: str, content: str
+) -> None:
+    plan = json.loads(command("plan", "stop-gradient", *SMOKE, "--json").stdout)
+    folder = tmp_path / "runs" / plan["cells"][0]["run"]
+    folder.mkdir(parents=True)
+    (folder / "lease.1").write_text("{}")
+    (folder / file).write_text(content)
+    for name in ("status", "plan"):
+        done = command(name, "stop-gradient", *SMOKE)
+        assert done.returncode == 0, done.stderr
 
 
 # --- the world outside ---------------------------------------------------------------------------------------------

@@ -208,3 +208,27 @@ def test_threads_of_the_first_start_are_kept(command: Command, tmp_path: Path) -
         assert content["attempts"][0]["threads"] == len(os.sched_getaffinity(0))
         assert set(content["references"]) == {"raw_pixels", "chance"}
         assert content["attempts"][0]["versions"]["torch"]
+
+
+def test_a_run_that_diverges_is_done_and_says_so(command: Command, tmp_path: Path) -> None:
+    """NaN is a result, through the whole of the launcher; neither a failure nor a crash."""
+    options = [*QUICK, "--set", "loss.name=squared-distance", "--set", "optimizer.lr=1e30"]
+    done = command("run", *options, "-j", "1")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert {(cell["state"], cell["outcome"]) for cell in states(command, *options)} == {("done", "diverged")}
+    assert leases(tmp_path / "runs") == [1, 1]
+    for folder in (tmp_path / "runs").glob("*-s0"):
+        assert json.loads((folder / "state.json").read_text())["state"] == "done"
+    assert command("report", *options, "--out", "rep").returncode == 0
+
+
+def test_a_damaged_result_is_made_anew_from_the_checkpoint(command: Command, tmp_path: Path) -> None:
+    assert command("run", *QUICK).returncode == 0
+    before = curves(tmp_path / "runs")
+    for folder in (tmp_path / "runs").glob("*-s0"):
+        (folder / "result.json").write_text('{"outc')
+    assert {cell["state"] for cell in states(command, *QUICK)} == {"interrupted"}
+    assert command("run", *QUICK).returncode == 0
+    assert {cell["state"] for cell in states(command, *QUICK)} == {"done"}
+    assert curves(tmp_path / "runs") == before

@@ -131,7 +131,7 @@ def test_what_has_ended(small: Small, tmp_path: Path, state: str) -> None:
     attempt = claim(tmp_path, small())
     assert attempt is not None
     if state == "done":
-        attempt.finish([{"epoch": 0.0, "step": 0}], {"outcome": "healthy"})
+        attempt.finish([{"epoch": 0.0, "step": 0}], {"outcome": "healthy", "final": {}})
     elif state == "failed":
         attempt.fail("Traceback: boom")
         assert (tmp_path / "run-s0" / "failure.txt").read_text() == "Traceback: boom"

@@ -131,6 +131,28 @@ def test_killed_at_20_random_moments_a_run_ends_bit_for_bit_as_undisturbed(small
     assert_same_run(tmp_path / "whole", folder)
 
 
+def test_a_run_that_stops_before_its_first_step_evaluates_the_untrained_network_once(
+    small: Small, tmp_path: Path
+) -> None:
+    """Killed right after the first checkpoint, which is of step 0."""
+
+    class KilledError(Exception):
+        pass
+
+    def kill(point: dict[str, Any]) -> None:
+        if "loss" in point:
+            raise KilledError
+
+    settings = small()
+    run(settings, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        run(settings, tmp_path / "parts", 1, on_point=kill)
+    with pytest.raises(KilledError):
+        run(settings, tmp_path / "parts", 2, on_point=kill)
+    run(settings, tmp_path / "parts", 3)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(small: Small, tmp_path: Path) -> None:
     settings = small()
     run(settings, tmp_path / "whole")
