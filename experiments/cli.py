@@ -501,9 +501,10 @@ def _run(
 
     made = _plan(studies, scale, seeds, overrides, runs, data)
     device = _device(device)
-    for unprepared in made.unprepared:
-        prepare(unprepared, data, progress=_say)
-    made = _plan(studies, scale, seeds, overrides, runs, data)  # now that the data's fingerprints are known
+    if made.unprepared:
+        for unprepared in made.unprepared:
+            prepare(unprepared, data, progress=_say)
+        made = _plan(studies, scale, seeds, overrides, runs, data)  # now that the data's fingerprints are known
     for settings in {planned.cell.settings.data: planned.cell.settings for planned in made.cells}.values():
         _check_sizes(settings, len(load(settings.data, data).train))
     _check_writable(runs)
