@@ -1,0 +1,68 @@
+"""Commands on the images: data prepare, data check."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from experiments.console import count, say
+from experiments.options import (
+    DEFAULT_DATA,
+    Data,
+    Set,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+def data_prepare(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="fashion-mnist, cifar10, cifar100, stl10, svhn or folder.")
+    ],
+    data: Data = DEFAULT_DATA,
+    set_: Set = None,
+) -> None:
+    """Get a data set and convert it, once. An image folder: `data prepare folder --set data.path=... ` and so on."""
+    from simsiam.data import prepare
+
+    dataset = prepare(_data_settings(name, set_), data, progress=say)
+    counts = f"{len(dataset.train):,} training and {len(dataset.test):,} test images"
+    say(f"{name}: {counts}, fingerprint {dataset.fingerprint}")
+
+
+def data_check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in `data prepare`.")],
+    data: Data = DEFAULT_DATA,
+    set_: Set = None,
+) -> None:
+    """Count the images and recompute their checksum."""
+    from simsiam.data import check
+
+    found = check(_data_settings(name, set_), data)
+    channels, height, width = found.image_shape
+    say(f"{name}: as it was prepared, fingerprint {found.fingerprint}")
+    say(f"  {found.num_train:,} training images: {_per_class(found.train_per_class)}")
+    say(f"  {found.num_test:,} test images: {_per_class(found.test_per_class)}")
+    say(f"  {height}x{width} pixels, {count(channels, 'channel')}, {found.num_classes} classes")
+    say(f"  mean {_list(found.mean)}, std {_list(found.std)} (training images, scaled to 0 to 1)")
+
+
+def _data_settings(name: str, overrides: list[str] | None) -> Any:
+    from experiments.layers import Value, layer_from_command_line, resolve
+
+    layer = {
+        "data.name": Value(name, "NAME"),
+        "data.storage": Value("files" if name == "folder" else "memory", "data prepare"),
+    }
+    return resolve((layer, layer_from_command_line(overrides or []))).settings.data
+
+
+def _per_class(counts: tuple[int, ...]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low:,} in each class" if low == high else f"{low:,} to {high:,} in a class"
+
+
+def _list(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)

@@ -1,0 +1,119 @@
+"""What the options of the commands are called, and what they choose: scale, studies, plan, device."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from simsiam.config import SettingsError
+
+if TYPE_CHECKING:
+    from experiments.plan import Plan
+    from experiments.study import Scale, Study
+
+USAGE, FAILURE, STOPPED = 2, 1, 130  # exit codes
+
+StudyName = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="A study that ships (see `list`), a .yaml file, or all: every study that ships."
+    ),
+]
+Runs = Annotated[Path, typer.Option("--runs", envvar="ABLATION_RUNS", help="Where run folders are.")]
+Data = Annotated[Path, typer.Option("--data", envvar="ABLATION_DATA", help="Where the images are.")]
+ScaleName = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads it at run time
+    typer.Option("--scale", help="smoke, cpu, cifar or imagenet. Default: cifar with a GPU, else cpu."),
+]
+Set = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", metavar="PATH=VALUE", help="A setting for all cells, e.g. epochs=2. Repeatable."),
+]
+Seeds = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--seeds", metavar="N", help="3: seeds 0, 1, 2; 4-6: seeds 4, 5, 6. Default: the study's own."),
+]
+Jobs = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("-j", "--jobs", min=1, help="Cells trained at the same time. Default: one a core, or one a GPU."),
+]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Take up cells that failed before, too.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+
+DEFAULT_RUNS, DEFAULT_DATA = Path("runs"), Path("data")
+
+
+def scale_named(name: str | None) -> Scale:
+    """The scale of --scale, or that of this machine."""
+    from experiments.study import default_scale, load_scale
+
+    return load_scale(name if name is not None else default_scale())
+
+
+def studies_named(name: str) -> list[Study]:
+    """The study of STUDY, or every one that ships."""
+    from experiments.study import load_study, study_names
+
+    return [load_study(each) for each in (study_names() if name == "all" else [name])]
+
+
+def plan_for(
+    studies: list[Study], scale: Scale, seeds: str | None, overrides: list[str] | None, runs: Path, data: Path
+) -> Plan:
+    """The cells that the common options choose."""
+    from experiments.plan import make_plan, merge
+    from experiments.study import seeds_from_text
+
+    chosen = None if seeds is None else seeds_from_text(seeds)
+    return merge([make_plan(study, scale, chosen, overrides or [], runs, data) for study in studies])
+
+
+def same_options(scale: Scale, seeds: str | None, overrides: list[str] | None, runs: Path, data: Path) -> list[str]:
+    """The options that lead another command to the same cells."""
+    from experiments.study import default_scale
+
+    options = [] if scale.name == default_scale() else ["--scale", scale.name]
+    for override in overrides or []:
+        options += ["--set", override]
+    options += [] if seeds is None else ["--seeds", seeds]
+    options += [] if runs == DEFAULT_RUNS else ["--runs", str(runs)]
+    return options if data == DEFAULT_DATA else [*options, "--data", str(data)]
+
+
+def device_named(name: str) -> str:
+    """``cpu`` or ``cuda``, from --device. Raises SettingsError for a GPU that is not there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise SettingsError(f"device: {name!r} is not one of auto, cpu, cuda  [--device]")
+    if name == "cpu" or (name == "auto" and not _has_gpu()):
+        return "cpu"
+    if num_gpus() == 0:
+        raise SettingsError("device: cuda was asked for, but torch sees no GPU  [--device]")
+    return "cuda"
+
+
+def _has_gpu() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*")) and num_gpus() > 0
+
+
+def num_gpus() -> int:
+    """The GPUs that torch sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def check_writable(runs: Path) -> None:
+    """Find out now, not in each worker, whether run folders can be made."""
+    from experiments.store import StoreError
+
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        probe = runs / f".writable-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(f"{runs}: run folders cannot be written here ({error.strerror})  [--runs]") from None
