@@ -58,16 +58,15 @@ class Team:
     ranks: Ranks
     _store: Store | None = None
 
-    def report(self, traceback: str) -> None:
-        """Say why this rank fails, before it leaves; the first to say so is believed."""
+    def report(self, reason: str, traceback: str) -> None:
+        """Say why this rank fails, in a line and in full, before it leaves; the first to say so is believed."""
         if self._store is not None:
+            text = f"rank {self.ranks.rank} on {socket.gethostname()}: {reason}\n{traceback}"
             with contextlib.suppress(RuntimeError):  # rank 0 is gone, and its store with it
-                self._store.compare_set(
-                    "failure", "", f"rank {self.ranks.rank} on {socket.gethostname()}:\n{traceback}"
-                )
+                self._store.compare_set("failure", "", text)
 
     def first_failure(self) -> str | None:
-        """The traceback of the rank that failed first; None if none has said that it failed. Asked by rank 0."""
+        """What the rank that failed first has reported; None if none has. Asked by rank 0."""
         if self._store is None or not self._store.check(["failure"]):
             return None
         text: str = self._store.get("failure").decode()

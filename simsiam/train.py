@@ -148,7 +148,8 @@ class Training:
                 if epoch_ends and ((epoch + 1) % evaluation.every_epochs == 0 or ends):
                     self.evaluate(output)
                 is_due = time.monotonic() - self.last_checkpoint > self.hooks.checkpoint_seconds
-                stop, is_due = self.ranks.any(self.hooks.should_stop() and not ends, is_due)
+                # Any rank may be asked to stop; when to save is rank 0's to say.
+                stop, is_due = self.ranks.any(self.hooks.should_stop() and not ends, is_due and self.ranks.rank == 0)
                 if stop or epoch_ends or is_due:
                     if self.diverged():
                         return "diverged"
