@@ -42,7 +42,7 @@ Jobs = Annotated[
 ]
 RanksEach = Annotated[
     int,
-    typer.Option("--ranks", min=1, metavar="N", help="Processes that train each cell together, a core or GPU each."),
+    typer.Option("--ranks", min=1, metavar="N", help="Processes that train each cell together, a core or a GPU each."),
 ]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Take up cells that failed before, too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]

@@ -1,11 +1,15 @@
 """What each rank of tests/test_distributed.py does: one process, many cases, in float64 where numbers are compared.
 
-Called as ``python -m tests.rank_cases RANK WORLD_SIZE FOLDER``; the answers go to ``FOLDER/answers.RANK.pt``.
+Called as ``python -m tests.rank_cases RANK WORLD_SIZE FOLDER``; the answers go to ``FOLDER/answers.RANK.pt``. At its
+end the last rank fails once, and then is killed.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,6 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from experiments.methods import load_method
+from experiments.ranks import run_cell_on_ranks
+from experiments.store import RunFolder
+from experiments.worker import Surroundings
 from simsiam.batch_norm import convert, synchronise
 from simsiam.config import Settings, flatten, validate
 from simsiam.data import Dataset, load
@@ -25,6 +32,7 @@ from simsiam.rendezvous import Place, meet
 from simsiam.train import Hooks, Training, train
 from tests.conftest import SMALL
 
+Answers = dict[str, Any]
 CPU = torch.device("cpu")
 
 # Methods at smoke scale, trained for 20 steps; switches that compare or remember across the batch, for 7.
@@ -79,7 +87,7 @@ class WideTraining(Training):
         self.source.epoch = lambda *place: map(wide, original(*place))  # type: ignore[method-assign]
 
 
-def steps(case: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
+def steps(case: str, folder: Path, ranks: Ranks) -> Answers:
     """Some steps: the loss, std and size of the gradient at each, and the whole state after the last."""
     training = WideTraining(settings_of(case), folder, ranks)
     curves = []
@@ -187,14 +195,14 @@ def small_buckets(folder: Path, ranks: Ranks, limit: Callable[[int], None]) -> d
     return steps("SimSiam", folder, ranks)["model"]  # type: ignore[no-any-return]
 
 
-def all_cases(folder: Path, ranks: Ranks) -> dict[str, Any]:
+def all_cases(folder: Path, ranks: Ranks) -> Answers:
     import simsiam.distributed
 
     def limit(size: int) -> None:
         simsiam.distributed.BUCKET_BYTES = size
 
     folder.mkdir(exist_ok=True)
-    answers: dict[str, Any] = {f"steps {case}": steps(case, folder, ranks) for case in METHODS}
+    answers: Answers = {f"steps {case}": steps(case, folder, ranks) for case in METHODS}
     answers["gather"] = gather_gradient(ranks)
     answers["bn"] = batch_norms(ranks)
     answers["images"] = images(ranks)
@@ -209,11 +217,42 @@ def all_cases(folder: Path, ranks: Ranks) -> dict[str, Any]:
     return answers
 
 
+def fault(name: str, happen: Callable[[], None], rank: int, world_size: int, folder: Path) -> Answers:
+    """A cell in which something happens to the last rank after 12 steps, past a checkpoint at 10."""
+    settings = validate(SMALL)
+    original = Training.update
+
+    def update(training: Training, batch: Batch) -> Any:
+        if training.step == 12 and rank == world_size - 1:
+            happen()
+        return original(training, batch)
+
+    Training.update = update  # type: ignore[method-assign]
+    where = Surroundings(folder / "faults", CPU, 1, should_stop=lambda: False, on_progress=lambda progress: None)
+    place = Place(rank, world_size, folder / f"meeting.{name}.json")
+    started = time.monotonic()
+    state, reason = run_cell_on_ranks(name, settings, dataset(settings.data), where, place, timeout_seconds=120)
+    Training.update = original  # type: ignore[method-assign]
+    status = RunFolder(where.runs, name).status().state
+    return {"state": state, "reason": reason, "status": status, "seconds": time.monotonic() - started}
+
+
+def fail() -> None:
+    raise ArithmeticError("the twelfth step is too hard")
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     place = Place(rank, world_size, folder / "meeting.json")
     with meet(place, CPU, timeout_seconds=120) as team:
         answers = all_cases(folder / "runs", team.ranks)
+    for name, happen in (("fails", fail), ("is-killed", be_killed)):
+        torch.save(answers, folder / f"answers.{rank}.pt")
+        answers[name] = fault(name, happen, rank, world_size, folder)
     torch.save(answers, folder / f"answers.{rank}.pt")
 
 
