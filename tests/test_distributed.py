@@ -47,7 +47,7 @@ def run_ranks(world_size: int, folder: Path) -> list[Answers]:
         )
         for rank in range(world_size)
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=900)[0] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [0] * (world_size - 1) + [-signal.SIGKILL], "\n".join(outputs)
     assert not list(folder.glob("meeting*"))
@@ -228,30 +228,30 @@ def test_stopped_killed_and_taken_up_a_run_on_two_ranks_ends_as_undisturbed(
 
     # Ctrl-C reaches all processes of the terminal.
     process = start(*ONE_CELL, "--ranks", "2")
-    wait_for(lambda: trained(1))
+    wait_for(lambda: trained(1), 300)
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     # kill -9 of rank 0: its other rank ends too, and a new pair goes on.
     process = start(*ONE_CELL, "--ranks", "2")
-    wait_for(lambda: trained(2))
+    wait_for(lambda: trained(2), 300)
     others = children(rank_0())
     assert len(others) == 1
     os.kill(rank_0(), signal.SIGKILL)
     wait_for(lambda: not Path(f"/proc/{others[0]}").exists())
-    wait_for(lambda: trained(3))
+    wait_for(lambda: trained(3), 300)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     # kill -9 of the other rank.
     process = start(*ONE_CELL, "--ranks", "2")
-    wait_for(lambda: trained(4))
+    wait_for(lambda: trained(4), 300)
     os.kill(children(rank_0())[0], signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     whole, alone = start(*ONE_CELL, "--ranks", "2", "--runs", "whole"), start(*ONE_CELL, "--runs", "alone")
     for process in (whole, alone):
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         assert process.returncode == 0, output
     assert curves(runs) == curves(tmp_path / "whole")
     results = [json.loads(next((tmp_path / name).glob("*/result.json")).read_text()) for name in ("whole", "alone")]
