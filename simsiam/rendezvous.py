@@ -29,7 +29,7 @@ import torch
 from torch import distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # where their types are declared
 
-from simsiam.distributed import ONE_RANK, RankLostError, Ranks
+from simsiam.distributed import ONE_RANK, RankLostError, Ranks, brief
 from simsiam.files import write_atomically
 
 # How long a rank waits for another. Longer than what one of them does alone: an evaluation, and a checkpoint on a slow
@@ -118,7 +118,7 @@ def meet(
                 timeout=timedelta(seconds=timeout_seconds),
             )
     except RuntimeError as error:
-        raise RankLostError(f"the ranks met, but cannot reach each other ({str(error).splitlines()[0]})") from error
+        raise RankLostError(f"the ranks met, but cannot reach each other ({brief(error)})") from error
     try:
         yield Team(Ranks(place.rank, place.world_size), store)
     finally:
