@@ -1,32 +1,28 @@
-"""Commands on finished runs: report, evaluate, export."""
+"""Commands on the curves of runs: report."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from experiments.console import count, make_console, make_table, print_json, say
+from experiments.console import make_console, make_table
 from experiments.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
-    AsJson,
     Data,
-    Device,
     Runs,
     ScaleName,
     Seeds,
     Set,
     StudyName,
-    device_named,
     plan_for,
     scale_named,
     studies_named,
 )
-from simsiam.config import SettingsError
 
 if TYPE_CHECKING:
     from experiments.plan import Plan
@@ -53,82 +49,6 @@ def report(
         name = loaded.name if chosen.name == default_scale() else f"{loaded.name}-{chosen.name}"
         where = out if out is not None and study != "all" else (out or Path("reports")) / name
         _report(plan_for([loaded], chosen, seeds, set_, runs, data), where)
-
-
-def evaluate(
-    study: StudyName,
-    protocol: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--protocol", help="paper, sgd or features. Default: paper at imagenet scale, else features."),
-    ] = None,
-    runs: Runs = DEFAULT_RUNS,
-    data: Data = DEFAULT_DATA,
-    scale: ScaleName = None,
-    set_: Set = None,
-    seeds: Seeds = None,
-    device: Device = "auto",
-    as_json: AsJson = False,
-) -> None:
-    """Linear evaluation of every run of a study that has ended; none is trained anew.
-
-    paper: LARS, batch 4096, 90 epochs, augmented crops (App. A). sgd: its alternative. features: a linear classifier
-    on features that are computed once; seconds at small scales.
-    """
-    import torch
-
-    from experiments.evaluation import evaluate_run
-    from experiments.store import RunFolder
-    from simsiam.config import nearest
-    from simsiam.data import load
-    from simsiam.linear import PROTOCOLS
-
-    chosen_scale = scale_named(scale)
-    name = protocol if protocol is not None else ("paper" if chosen_scale.name == "imagenet" else "features")
-    if name not in PROTOCOLS:
-        known = ", ".join(PROTOCOLS)
-        raise SettingsError(f"protocol: {name!r} is not one of {known}{nearest(name, list(PROTOCOLS))}  [--protocol]")
-    made = plan_for(studies_named(study), chosen_scale, seeds, set_, runs, data)
-    where = torch.device(device_named(device))
-    statuses, results = made.statuses(), dict[str, dict[str, Any]]()
-    ended = [planned for planned in made.unique() if statuses[planned.run_id].state == "done"]
-    for planned in ended:
-        settings = planned.cell.settings
-
-        def tell(epoch: int, loss: float, label: str = planned.label) -> None:
-            if not as_json and epoch % 10 == 0:
-                say(f"{label}: epoch {epoch}, loss {loss:.3f}")
-
-        dataset = load(settings.data, data)
-        results[planned.run_id] = evaluate_run(
-            RunFolder(runs, planned.run_id), settings, dataset, PROTOCOLS[name], where, tell
-        )
-    if as_json:
-        return print_json({"protocol": name, "runs": results})
-    table = make_table("study", "variant", "seed>", "top-1 %>", "top-5 %>", "run")
-    for planned in made.cells:
-        found = results.get(planned.run_id)
-        numbers = [f"{found['top1']:.1f}", f"{found['top5']:.1f}"] if found else ["-", "-"]
-        state = planned.run_id if found else f"({statuses[planned.run_id].state})"
-        table.add_row(planned.study, planned.cell.variant, str(planned.cell.seed), *numbers, state)
-    make_console().print(table)
-    say(f"Protocol {name}; {count(len(ended), 'run')} evaluated. Results are in each run's linear-{name}.json.")
-
-
-def export(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
-    out: Annotated[Path, typer.Argument(metavar="FILE", help="What to write; must not exist yet.")],
-    form: Annotated[str, typer.Option("--format", help="torchvision or detectron2.")] = "torchvision",
-) -> None:
-    """Write a run's backbone as torchvision's ResNet state dict, or in detectron2's naming, for transfer (Table 5).
-
-    Detection itself is not run here.
-    """
-    from experiments.evaluation import export_backbone
-
-    if form not in ("torchvision", "detectron2"):
-        raise SettingsError(f"format: {form!r} is not one of torchvision, detectron2  [--format]")
-    export_backbone(run_folder, out, form)
-    say(f"{out}: the backbone of {run_folder} for {form}")
 
 
 def _report(made: Plan, out: Path) -> None:
