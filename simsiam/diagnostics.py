@@ -54,7 +54,7 @@ def explained_variance_area(singular: Tensor) -> float:
     1 also where there is nothing to explain.
     """
     total = singular.sum()
-    return 1.0 if total == 0 else (singular.cumsum(0) / total).mean().item()
+    return 1.0 if total == 0 else float((singular.cumsum(0) / total).mean())
 
 
 def positive_cosine(z1: Tensor, z2: Tensor) -> Tensor:
