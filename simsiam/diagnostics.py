@@ -44,7 +44,8 @@ def spectrum(z: Tensor) -> Tensor:
     """
     unit = F.normalize(z.double(), dim=1)
     unit = unit - unit.mean(0)
-    return torch.linalg.eigvalsh(unit.T @ unit / len(unit)).flip(0).clamp_min(0).sqrt()
+    eigenvalues: Tensor = torch.linalg.eigvalsh(unit.T @ unit / len(unit))
+    return eigenvalues.flip(0).clamp_min(0).sqrt()
 
 
 def explained_variance_area(singular: Tensor) -> float:
