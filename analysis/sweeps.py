@@ -73,7 +73,7 @@ def plot_sweep(
             _draw(axes[0], line, looks[line.label])
         _mark_bad(axes[0], ends[ends["bad"]], setting, unit, looks)
         axes[0].set_ylabel("kNN top-1 (%), ours")
-        reference_lines(axes[0], [(sum(value) / 2, name, dashes) for name, value, dashes in reference_values(runs)])
+        _references_nearby(axes[0], runs)
         for line in theirs:
             _draw(axes[1], line, looks[line.label])
         if theirs:
@@ -128,9 +128,25 @@ def _mark_bad(ax: Axes, runs: pd.DataFrame, setting: str, unit: float, looks: Ma
             ax.plot(*at, color=colour, marker="o", markersize=3.5, markerfacecolor="white", linestyle="none")
 
 
+def _references_nearby(ax: Axes, runs: pd.DataFrame) -> None:
+    """The lines of raw pixels and so on, where they do not flatten the curve: at most its own height away."""
+    values = runs[METRIC].dropna()
+    if len(values):
+        middle, half = (values.min() + values.max()) / 2, max(1.0, 0.55 * (values.max() - values.min()))
+        ax.set_ylim(middle - half, middle + half)  # at least two points high: less is noise, and should look it
+        reach = max(5.0, values.max() - values.min())  # points
+        lines = [(sum(ends) / 2, name, dashes) for name, ends, dashes in reference_values(runs)]
+        near = [line for line in lines if values.min() - reach <= line[0] <= values.max() + reach]
+        heights = [*ax.get_ylim(), *(line[0] for line in near)]
+        ax.set_ylim(min(heights) - 0.1, max(heights) + 0.1)
+        reference_lines(ax, near)
+
+
 def _finish(ax: Axes, ticks: Sequence[float], setting: str, *, relative: bool) -> None:
     if len(ticks) > 1 and ticks[0] > 0:
         ax.set_xscale("log", base=2)
+        ratio = (ticks[-1] / ticks[0]) ** 0.06
+        ax.set_xlim(ticks[0] / ratio, ticks[-1] * ratio)  # the same in both panels
     ax.xaxis.set_major_locator(FixedLocator(list(ticks)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticklabels([_factor(x) if relative else f"{x:g}" for x in ticks])
