@@ -57,8 +57,9 @@ class Machine:
     runs: Path
     data: Path
     num_workers: int
-    threads: int  # of each worker
+    threads: int  # of each worker, and of each of its ranks
     device: str  # cpu or cuda
+    ranks: int = 1  # processes that train a cell together: the worker and others that it starts
 
 
 def num_cores() -> int:
@@ -125,7 +126,7 @@ class _Grid:
                 self._listen()
             return self.summary
         finally:
-            self._dismiss()
+            self._dismiss(self.workers[:])
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
@@ -193,7 +194,7 @@ class _Grid:
         ready = {by_source[source] for source in wait(list(by_source), timeout=POLL_SECONDS)}  # type: ignore[arg-type]
         for worker in ready:
             try:
-                while worker.connection.poll():
+                while worker in self.workers and worker.connection.poll():
                     self._hear(worker, worker.connection.recv())
             except (EOFError, ConnectionResetError):
                 self._bury(worker)
@@ -207,6 +208,11 @@ class _Grid:
             return
         state, reason = content
         worker.cell = None
+        if self.machine.ranks > 1 and state in ("failed", "interrupted"):  # its ranks no longer understand each other
+            self._dismiss([worker])
+        if state == "interrupted":
+            self._take_up_again(planned, reason)
+            return
         if state == "elsewhere":
             self._sort(planned)
             return
@@ -219,33 +225,37 @@ class _Grid:
         self.view.ended(planned, state, reason)
 
     def _bury(self, worker: _Worker) -> None:
-        """A worker process is gone; its cell is taken up again, from its checkpoint, unless that keeps happening."""
+        """A worker process is gone."""
         worker.process.join()
         self.workers.remove(worker)
         planned, code = worker.cell, worker.process.exitcode
         if planned is None:
             return
-        self.crashes[planned.run_id] = self.crashes.get(planned.run_id, 0) + 1
         how = (
             f"killed by signal {-code} (9 is often a lack of memory)"
             if code and code < 0
             else f"gone with exit code {code}"
         )
+        self._take_up_again(planned, f"its worker process was {how}")
+
+    def _take_up_again(self, planned: PlannedCell, reason: str) -> None:
+        """A cell lost its worker or a rank; it goes on from its checkpoint, unless that keeps happening."""
+        self.crashes[planned.run_id] = self.crashes.get(planned.run_id, 0) + 1
         if self.crashes[planned.run_id] < MAX_CRASHES and not self.stop.is_set():
             self.queue.appendleft(planned)
             return
-        reason = f"its worker process was {how}"
         self.summary.failures[planned.run_id] = reason
         self.view.ended(planned, "failed", reason)
 
-    def _dismiss(self) -> None:
-        for worker in self.workers:
+    def _dismiss(self, workers: list[_Worker]) -> None:
+        for worker in workers:
             with contextlib.suppress(OSError):
                 worker.connection.send(None)
-        for worker in self.workers:
+        for worker in workers:
             worker.process.join(timeout=10)
             if worker.process.is_alive():
                 worker.process.kill()
+            self.workers.remove(worker)
 
 
 # --- in the worker process ---------------------------------------------------------------------------------------
@@ -258,14 +268,14 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
     parent = os.getppid()
     import torch
 
-    from experiments.worker import Surroundings, run_cell
+    from experiments.ranks import Group
+    from experiments.worker import Surroundings
     from simsiam.data import DataError, load
+    from simsiam.rendezvous import device_of
 
     load_cached = _remembering(load)
-    if machine.device == "cuda":
-        device = torch.device("cuda", index % torch.cuda.device_count())
-    else:
-        device = torch.device("cpu")
+    first_device = index * machine.ranks
+    device = device_of(machine.device, first_device)
     torch.set_num_interop_threads(1)
     last_told = 0.0
 
@@ -288,12 +298,15 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
             command=command,
         )
 
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the launcher was killed
+    with (
+        contextlib.suppress(EOFError, BrokenPipeError),  # the launcher was killed
+        contextlib.closing(Group(machine.ranks, first_device, machine.data)) as group,
+    ):
         while (task := connection.recv()) is not None:
             run_id, settings, retry_failed = task
             try:
                 dataset = load_cached(settings.data, machine.data)
-                ended = run_cell(run_id, settings, dataset, where(retry_failed))
+                ended = group.run_cell(run_id, settings, dataset, where(retry_failed))
             except (DataError, StoreError) as error:
                 ended = ("failed", str(error))
             connection.send(("ended", ended))

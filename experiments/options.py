@@ -40,6 +40,10 @@ Jobs = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("-j", "--jobs", min=1, help="Cells trained at the same time. Default: one a core, or one a GPU."),
 ]
+RanksEach = Annotated[
+    int,
+    typer.Option("--ranks", min=1, metavar="N", help="Processes that train each cell together, a core or GPU each."),
+]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Take up cells that failed before, too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]

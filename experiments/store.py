@@ -149,7 +149,7 @@ class RunFolder:
             return Status("done", detail, result, lease)
         if lease == 0:
             return Status("pending", detail)
-        if detail.get("attempt") == lease and detail.get("state") in ("failed", "stopped"):
+        if detail.get("attempt") == lease and detail.get("state") in ("failed", "stopped", "interrupted"):
             return Status(detail["state"], detail, None, lease)
         alive = self._is_alive(lease, detail, heartbeats)
         return Status("running" if alive else "interrupted", detail, None, lease)
@@ -268,6 +268,8 @@ class Attempt:
         self._heartbeat = 0
         self._started = time.monotonic()
         self._seconds_before = float(before.get("seconds", 0.0))
+        self._device_seconds_before = float(before.get("device_seconds", self._seconds_before))
+        self.num_ranks = 1  # processes that train it, each on a device of its own
         self.progress: Json = {}
 
     def check_ownership(self) -> None:
@@ -278,6 +280,10 @@ class Attempt:
     def seconds(self) -> float:
         """Wall time of the run so far, over all its attempts."""
         return self._seconds_before + time.monotonic() - self._started
+
+    def device_seconds(self) -> float:
+        """The same, counted once for each rank."""
+        return self._device_seconds_before + self.num_ranks * (time.monotonic() - self._started)
 
     def write_state(self, state: str) -> None:
         """Publish the state, the progress and a new count of the heartbeat."""
@@ -290,6 +296,7 @@ class Attempt:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "seconds": self.seconds(),
+            "device_seconds": self.device_seconds(),
             **self.progress,
         }
         write_json(self.folder.path / "state.json", value, str(self.number))
@@ -315,6 +322,10 @@ class Attempt:
         write_json(self.folder.path / "result.json", {**result, "attempts": self.number}, str(self.number))
         (self.folder.path / "failure.txt").unlink(missing_ok=True)
         self.write_state("done")
+
+    def interrupt(self) -> None:
+        """Give the run up for others to claim at once: this process lives, but another rank of it is gone."""
+        self.write_state("interrupted")
 
     def fail(self, traceback: str) -> None:
         """Record an exception; a retry may take the run up again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -24,9 +25,11 @@ from experiments.store import Attempt, Heartbeats, LeaseLostError, RunFolder, re
 from simsiam import metrics
 from simsiam.config import Settings
 from simsiam.data import Dataset, Split
+from simsiam.distributed import LOST
 from simsiam.knn import raw_pixel_top1
 from simsiam.loading import subset
 from simsiam.metrics import Point
+from simsiam.rendezvous import ALONE, Team
 from simsiam.train import Hooks, train
 
 HEARTBEAT_SECONDS = 5.0
@@ -46,35 +49,54 @@ class Surroundings:
     command: str = ""
 
 
-def run_cell(run_id: str, settings: Settings, dataset: Dataset, where: Surroundings) -> tuple[str, str]:
+class RankFailedError(Exception):
+    """Another rank of a run has failed; the message is what it has reported."""
+
+
+def run_cell(
+    run_id: str, settings: Settings, dataset: Dataset, where: Surroundings, team: Team = ALONE
+) -> tuple[str, str]:
     """Train a run to its end, unless it is somebody else's. Returns its state and, for a failed one, why.
 
-    The state is "done", "stopped", "failed", or "elsewhere" (done already, or owned by another process).
+    The state is "done", "stopped", "failed", or "elsewhere" (done already, or owned by another process). With a
+    ``team`` of several ranks this is rank 0's part, and the state may be "interrupted": another rank is gone.
     """
     attempt = RunFolder(where.runs, run_id).claim(settings, Heartbeats(), retry_failed=where.retry_failed)
     if attempt is None:
+        team.ranks.broadcast(None)
         return "elsewhere", ""
+    attempt.num_ranks = team.ranks.world_size
     heart = _Heart(attempt)
     try:
         heart.start()
-        state = _train(attempt, heart, settings, dataset, where)
+        state = _train(attempt, heart, settings, dataset, where, team)
     except LeaseLostError:
         heart.stop()
         return "elsewhere", ""
+    except LOST as error:
+        heart.stop()
+        if failure := team.first_failure():
+            return "failed", _record_failure(attempt, RankFailedError(failure))
+        with contextlib.suppress(LeaseLostError, OSError):
+            attempt.interrupt()
+        return "interrupted", str(error)
     except Exception as error:  # whatever it is, the other cells of the grid go on
         heart.stop()
         return "failed", _record_failure(attempt, error)
     return state, ""
 
 
-def _train(attempt: Attempt, heart: _Heart, settings: Settings, dataset: Dataset, where: Surroundings) -> str:
+def _train(
+    attempt: Attempt, heart: _Heart, settings: Settings, dataset: Dataset, where: Surroundings, team: Team
+) -> str:
     folder = attempt.folder.path
     # Sums depend on how many threads share them: a resumed run keeps the count it started with.
     earlier = attempt.provenance()["attempts"]
     threads = int(earlier[0]["threads"]) if earlier else where.threads
     torch.set_num_threads(threads)
+    team.ranks.broadcast((attempt.number, threads))
     references = reference_lines(settings, dataset, where.runs)
-    attempt.write_provenance(references, _provenance(where, dataset, threads))
+    attempt.write_provenance(references, _provenance(where, dataset, threads, team.ranks.world_size))
     num_steps = settings.epochs * (len(dataset.train) // settings.batch_size)
     attempt.progress = {"num_steps": num_steps, "epochs": settings.epochs}
 
@@ -90,7 +112,9 @@ def _train(attempt: Attempt, heart: _Heart, settings: Settings, dataset: Dataset
     )
     if where.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where.device)
-    outcome = train(settings, dataset, folder, attempt=attempt.number, device=where.device, hooks=hooks)
+    outcome = train(
+        settings, dataset, folder, attempt=attempt.number, device=where.device, hooks=hooks, ranks=team.ranks
+    )
     heart.stop()
     if outcome is None:
         attempt.write_state("stopped")
@@ -104,7 +128,7 @@ def _train(attempt: Attempt, heart: _Heart, settings: Settings, dataset: Dataset
         "stopped_early": final["step"] < num_steps,
         "final": final,
         "seconds": attempt.seconds(),
-        "device_seconds": attempt.seconds(),
+        "device_seconds": attempt.device_seconds(),
         "threads": threads,
         "peak_memory_bytes": _peak_memory(where.device),
     }
@@ -183,7 +207,7 @@ def reference_lines(settings: Settings, dataset: Dataset, runs: Path) -> dict[st
     return known
 
 
-def _provenance(where: Surroundings, dataset: Dataset, threads: int) -> dict[str, Any]:
+def _provenance(where: Surroundings, dataset: Dataset, threads: int, num_ranks: int) -> dict[str, Any]:
     device = where.device
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -197,6 +221,7 @@ def _provenance(where: Surroundings, dataset: Dataset, threads: int) -> dict[str
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "device_type": device.type,
         "threads": threads,
+        "ranks": num_ranks,
         "data_fingerprint": dataset.fingerprint,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }

@@ -387,6 +387,14 @@ def validate(flat: Mapping[str, Any], origin: Callable[[str], str] = lambda path
     return settings
 
 
+def check_ranks(settings: Settings, num_ranks: int) -> None:
+    """Raises SettingsError unless so many ranks can share each batch equally."""
+    if settings.batch_size % num_ranks:
+        raise SettingsError(
+            f"batch_size: {settings.batch_size} must be a multiple of the {num_ranks} ranks, which share it equally"
+        )
+
+
 def _at(origin: Callable[[str], str], *paths: str) -> str:
     places = [place for place in dict.fromkeys(origin(path) for path in paths) if place]
     return f"  [{'; '.join(places)}]" if places else ""

@@ -20,6 +20,7 @@ from experiments.options import (
     Data,
     Device,
     Jobs,
+    RanksEach,
     Retry,
     Runs,
     ScaleName,
@@ -34,7 +35,7 @@ from experiments.options import (
     scale_named,
     studies_named,
 )
-from simsiam.config import Settings, SettingsError
+from simsiam.config import Settings, SettingsError, check_ranks
 
 if TYPE_CHECKING:
     from experiments.study import Scale, Study
@@ -135,6 +136,7 @@ def run(
     set_: Set = None,
     seeds: Seeds = None,
     jobs: Jobs = None,
+    ranks: RanksEach = 1,
     retry_failed: Retry = False,
     device: Device = "auto",
 ) -> None:
@@ -142,7 +144,7 @@ def run(
 
     Ctrl-C once: every running cell writes a checkpoint and stops; the same command goes on from there. Twice: at once.
     """
-    _run(studies_named(study), study, scale_named(scale), seeds, set_, runs, data, jobs, retry_failed, device)
+    _run(studies_named(study), study, scale_named(scale), seeds, set_, runs, data, jobs, ranks, retry_failed, device)
 
 
 def grid(
@@ -153,6 +155,7 @@ def grid(
     set_: Set = None,
     seeds: Seeds = None,
     jobs: Jobs = None,
+    ranks: RanksEach = 1,
     retry_failed: Retry = False,
     device: Device = "auto",
 ) -> None:
@@ -166,7 +169,7 @@ def grid(
     chosen = scale_named(scale)
     plan_for([study], chosen, seeds, set_, runs, data)  # finds every mistake before a file is written
     path = save_grid(study, runs)
-    _run([study], str(path), chosen, seeds, set_, runs, data, jobs, retry_failed, device)
+    _run([study], str(path), chosen, seeds, set_, runs, data, jobs, ranks, retry_failed, device)
 
 
 def status(
@@ -265,6 +268,7 @@ def _run(
     runs: Path,
     data: Path,
     jobs: int | None,
+    ranks: int,
     retry_failed: bool,
     device: str,
 ) -> None:
@@ -279,6 +283,8 @@ def _run(
         for unprepared in made.unprepared:
             prepare(unprepared, data, progress=say)
         made = plan_for(studies, scale, seeds, overrides, runs, data)  # now that the data's fingerprints are known
+    for planned in made.cells:
+        check_ranks(planned.cell.settings, ranks)
     for settings in {planned.cell.settings.data: planned.cell.settings for planned in made.cells}.values():
         _check_sizes(settings, len(load(settings.data, data).train))
     check_writable(runs)
@@ -286,14 +292,17 @@ def _run(
     statuses = made.statuses()
     done = sum(statuses[planned.run_id].state == "done" for planned in todo)
     left = [planned for planned in todo if statuses[planned.run_id].state != "done"]
-    num_workers = min(jobs or (num_cores() if device == "cpu" else num_gpus()), max(len(left), 1))
-    threads = max(1, num_cores() // num_workers)
+    units = num_cores() if device == "cpu" else num_gpus()
+    if device == "cuda" and ranks > units:
+        raise SettingsError(f"ranks: {ranks} must be at most the {units} GPUs that torch sees  [--ranks]")
+    num_workers = min(jobs or max(1, units // ranks), max(len(left), 1))
+    threads = max(1, num_cores() // (num_workers * ranks))
     seconds = sum(estimate(planned.cell.settings, scale).seconds for planned in left) / num_workers
     say(f"{made.title}: {count(len(todo), 'run')} at scale {scale.name}, {done} done.")
     if left:
         time = f"about {about(seconds)} if each has {scale.speed.device} to itself"
         say(f"{len(left)} to train, {num_workers} at a time, in {time}. Ctrl-C stops; the same command goes on.")
-    machine = Machine(runs, data, num_workers, threads, device)
+    machine = Machine(runs, data, num_workers, threads, device, ranks)
     with GridView(make_console(), total=len(todo), done=done) as view:
         summary = run_grid(todo, machine, view, retry_failed=retry_failed, command=shlex.join(sys.argv))
     options = shlex.join(same_options(scale, seeds, overrides, runs, data))
