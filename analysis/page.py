@@ -17,7 +17,8 @@ import pandas as pd
 from analysis import summary
 from analysis.figures import reference_values
 from analysis.formats import DASH, format_hours, format_seconds
-from analysis.tables import Table, describe_state, device_hours
+from analysis.results import describe_state, device_hours
+from analysis.tables import Table
 from experiments.study import Study
 from simsiam.config import description
 

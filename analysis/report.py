@@ -15,7 +15,9 @@ import pandas as pd
 from analysis import page, style, summary
 from analysis.figures import plot_training
 from analysis.results import load_runs
-from analysis.tables import Table, study_table
+from analysis.study_table import study_table
+from analysis.tables import Table
+from experiments.plan import Plan
 from experiments.study import PaperResult, Study
 from simsiam.config import Settings, flatten
 
@@ -29,6 +31,25 @@ class ReportVariant:
     paper: PaperResult
     settings: Settings
     seeds: tuple[int, ...]  # asked for; others that are there are reported too
+    against: str | None = None  # the variant that its difference is taken to
+
+
+def report_variants(study: Study, made: Plan, seeds: Sequence[int] | None) -> list[ReportVariant]:
+    """The variants of a study that its plan runs. ``seeds``: those asked for; None: as many as the study asks for."""
+    first = {planned.cell.variant: planned for planned in made.cells if planned.study == study.name}
+    asked = tuple(range(study.num_seeds(made.scale.name)) if seeds is None else seeds)
+    return [
+        ReportVariant(
+            name=variant.name,
+            config_id=first[variant.name].config_id,
+            paper=variant.paper,
+            settings=first[variant.name].cell.settings,
+            seeds=asked,
+            against=variant.against,
+        )
+        for variant in study.variants
+        if variant.name in first
+    ]
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,9 @@ def report(
     cannot be written.
     """
     points, runs = gather(variants, runs_dir)
-    table = study_table(runs, {variant.name: variant.paper for variant in variants}, study.title, scale)
+    paper = {variant.name: variant.paper for variant in variants}
+    against = {variant.name: variant.against for variant in variants}
+    table = study_table(runs, paper, study.title, scale, against)
     if note:
         table = replace(table, notes=(*table.notes, note))
     out_dir = out_dir.absolute()
@@ -105,7 +128,7 @@ def gather(variants: Sequence[ReportVariant], runs_dir: Path) -> tuple[pd.DataFr
         frame["variant"] = frame["config"].map(names).astype(kind)
     # A run that has not started has no folder to read its settings from.
     planned = {variant.name: flatten(variant.settings) for variant in variants}
-    for path in ("epochs", "loss.name"):
+    for path in ("epochs", "loss.name", "data.name", "projector.bn_output", "projector.bn_output_affine"):
         if path not in runs:
             runs[path] = None
         known = zip(runs["variant"], runs[path], strict=True)

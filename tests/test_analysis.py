@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from analysis import load_runs, plot_training, style
 from analysis.figures import make_groups, mean_and_range, split_by_length, spread
 from analysis.formats import format_estimate, format_hours, format_seconds
-from analysis.tables import Table, study_table
+from analysis.study_table import study_table
+from analysis.tables import Table
 from experiments.study import PaperResult
 from tests.run_folders import settings, write_run
 
@@ -347,7 +348,7 @@ def test_what_was_not_run_is_a_dash_with_its_reason(tmp_path: Path) -> None:
         write_run(tmp_path, configs["mixed"], seed, kind)
     _, runs = load_runs(tmp_path)
     runs["variant"] = runs["batch_size"].map({config.batch_size: name for name, config in configs.items()})
-    table = table_of(runs, dict.fromkeys(names, PaperResult()))
+    table = table_of(runs, dict.fromkeys(names, PaperResult()) | {"mixed": PaperResult(top1=50.0)})
     lines = {line[0]: line[1:] for line in table.lines()}
     assert lines["running"][1:3] == ["– (running, epoch 3/8)", "–"]
     assert lines["failed"][1] == "– (failed: see failure.txt)"
