@@ -80,6 +80,11 @@ class Table:
 
     def markdown(self) -> str:
         """A pipe table, the caption above and the notes below."""
+        notes = "".join(f"\n{escape_markdown(note)}\n" for note in self.notes)
+        return f"{escape_markdown(self.caption)}\n\n{self.grid()}\n{notes}"
+
+    def grid(self) -> str:
+        """The pipe table alone."""
         texts = [self.headings(), *([entry.full for entry in row] for row in self.rows)]
         cells = [[escape_markdown(text) for text in row] for row in texts]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -87,9 +92,7 @@ class Table:
             "-" * (width - 1) + (":" if column.is_number else "-")
             for width, column in zip(widths, self.columns, strict=True)
         ]
-        lines = [self._pipes(row, widths) for row in (cells[0], rule, *cells[1:])]
-        notes = "".join(f"\n{escape_markdown(note)}\n" for note in self.notes)
-        return f"{escape_markdown(self.caption)}\n\n" + "\n".join(lines) + "\n" + notes
+        return "\n".join(self._pipes(row, widths) for row in (cells[0], rule, *cells[1:]))
 
     def _pipes(self, cells: Sequence[str], widths: Sequence[int]) -> str:
         padded = [

@@ -31,6 +31,7 @@ class Finding:
     num_seeds: int
     interval: Interval | None = None  # of a numeric check with two seeds or more
     more_seeds: int | None = None  # that would decide it, where that can be told
+    is_smaller: bool = False  # the effect has the sign of the claim, but not the size
     waiting: tuple[str, ...] = ()  # for runs that have not ended
 
 
@@ -78,6 +79,8 @@ class Verdict:
         if self.is_the_papers_scale or self.outcome == "supported":
             return ""
         if self.outcome == "contradicted":
+            if all(finding.is_smaller for finding in self.findings if finding.outcome == "contradicted"):
+                return f"At {self.scale} scale the effect goes the paper's way, but is smaller than what counts."
             return f"The {self.scale} scale does not show the paper's effect."
         if self.direction == "disagrees":
             seeds = "1 seed" if self.num_seeds == 1 else f"{self.num_seeds} seeds"
@@ -161,7 +164,7 @@ def _count_finding(check: Check, count: Count) -> Finding:
     agreeing = happened if count.how_often == "all" else num - happened
     direction: Direction = "agrees" if agreeing == num else "disagrees" if agreeing == 0 else "unclear"
     needed = "all" if count.how_often == "all" else "none"
-    reading = f"{text}the claim needs it in {needed} of at least {EVENT_SEEDS}."
+    reading = f"{text}needed: {needed}, of at least {EVENT_SEEDS}."
     if num < EVENT_SEEDS:
         more = EVENT_SEEDS - num if direction != "unclear" else None
         return Finding(check, "undecided", direction, reading, num, more_seeds=more)
@@ -188,7 +191,7 @@ def _numeric_finding(check: Check, evidence: Evidence, variants: list[str], num_
         value = next(iter(worst.values.values()))
         direction = _direction(value, worst)
         text = f"{worst.name} is {_number(value, worst)}{_unit(worst)} (1 seed: direction only)"
-        return Finding(check, "undecided", direction, f"{text}; the claim needs {_needs(worst)}.{without}", 1)
+        return Finding(check, "undecided", direction, f"{text}; needed: {_needs(worst)}.{without}", 1)
     judged = [judge(list(quantity.values.values()), quantity.region, num_tests) for quantity in quantities]
     outcome = _together([each.outcome for each in judged])
     shown = next((i for i, each in enumerate(judged) if each.outcome == "contradicted"), quantities.index(worst))
@@ -196,8 +199,10 @@ def _numeric_finding(check: Check, evidence: Evidence, variants: list[str], num_
     mean, low, high = (_number(end, quantity) for end in (interval.mean, interval.low, interval.high))
     reading = (
         f"{quantity.name} is {mean}{_unit(quantity)} ({100 * interval.level:.3g} % interval {low} to {high}; "
-        f"{interval.count} seeds); the claim needs {_needs(quantity)}."
+        f"{interval.count} seeds); needed: {_needs(quantity)}."
     )
+    is_smaller = _is_smaller(interval.mean, quantity)
+    reading += " It goes the way of the claim, but is smaller than what counts." if is_smaller else ""
     more = None
     if outcome == "undecided":
         needed = [each.more_seeds for each in judged if each.outcome == "undecided"]
@@ -209,7 +214,7 @@ def _numeric_finding(check: Check, evidence: Evidence, variants: list[str], num_
             else f" If mean and spread stay so, {MOST_SEEDS} seeds would not decide it."
         )
     direction = _direction(interval.mean, quantity)
-    return Finding(check, outcome, direction, f"{reading}{without}", num_seeds, interval, more)
+    return Finding(check, outcome, direction, f"{reading}{without}", num_seeds, interval, more, is_smaller)
 
 
 def _together(outcomes: Sequence[Outcome]) -> Outcome:
@@ -224,6 +229,14 @@ def _direction(value: float, quantity: Quantity) -> Direction:
     if value in quantity.region:
         return "agrees"
     return "unclear" if abs(value) < quantity.unclear_within else "disagrees"
+
+
+def _is_smaller(value: float, quantity: Quantity) -> bool:
+    """Whether a difference has the sign that the claim names, but is not as large."""
+    region = quantity.region
+    if not quantity.is_difference or region.has_two_ends or value in region:
+        return False
+    return value > 0 if math.isfinite(region.low) else value < 0
 
 
 def _excess(quantity: Quantity) -> float:
