@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -74,8 +75,8 @@ class Evidence:
                 texts.append(f"'{name}' (not run)")
                 continue
             runs = self.runs[name]
-            states = runs[runs["state"] != "done"].apply(describe_state, axis=1)
-            for state, count in (states.value_counts(sort=False) if len(states) else states).items():
+            open_runs = runs[runs["state"] != "done"]
+            for state, count in Counter(describe_state(run) for _, run in open_runs.iterrows()).items():
                 texts.append(f"'{name}' ({f'{count} of {len(runs)} seeds: ' if len(runs) > 1 else ''}{state})")
         return texts
 
