@@ -9,7 +9,7 @@ from typing import Literal
 import pandas as pd
 
 from analysis.evidence import Evidence, Values, paired_differences
-from analysis.formats import MINUS
+from analysis.formats import format_signed
 from analysis.inference import Region, judge, mean_interval
 from analysis.tables import Entry
 from experiments.study import PaperResult
@@ -63,8 +63,8 @@ class Differences:
         interval = mean_interval(values)
         ends = {} if len(values) < 2 else {"_low": interval.low, "_high": interval.high}
         exact |= {"_mean": interval.mean, "_seeds": len(values), **ends}
-        spread = f"{interval.low:+.1f} to {interval.high:+.1f}" if ends else "1 seed"
-        return Entry(f"{interval.mean:+.1f} ({spread})".replace("-", MINUS), exact=exact)
+        spread = f"{format_signed(interval.low)} to {format_signed(interval.high)}" if ends else "1 seed"
+        return Entry(f"{format_signed(interval.mean)} ({spread})", exact=exact)
 
     def direction_entry(self, variant: str) -> Entry:
         """``agrees``, ``disagrees`` or ``unclear``, with the paper's difference; of one seed it says so."""
@@ -78,8 +78,8 @@ class Differences:
         if not values:
             why = self._why_nothing(variant)
             return Entry(reason=why, exact={"": why})
-        text: str = direction(theirs, values)
-        text += f" (paper: {theirs:+.1f}{'; direction only, 1 seed' if len(values) == 1 else ''})".replace("-", MINUS)
+        text = f"{direction(theirs, values)} (paper: {format_signed(theirs)})"
+        text += "; direction only (1 seed)" if len(values) == 1 else ""
         return Entry(text, exact={"": text})
 
     def paper_difference(self, variant: str) -> float | None:

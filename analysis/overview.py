@@ -73,13 +73,16 @@ def in_words(verdicts: Sequence[Verdict]) -> str:
         return "No claims are made."
     total = counts(verdicts)
     parts = [f"{number} {'is' if number == 1 else 'are'} {outcome}" for outcome, number in total.items() if number]
-    ways = Counter(str(verdict.direction) for verdict in verdicts if verdict.outcome == "undecided")
-    words = {"agrees": "agree", "disagrees": "disagree", "unclear": "unclear"}  # of one, and of several
-    so_far = [f"{ways[way]} {way if ways[way] == 1 else several}" for way, several in words.items() if ways[way]]
-    if ways["not run"]:
-        so_far.append(f"{ways['not run']} not run")
     text = f"Of {len(verdicts)} claims {', '.join(parts)}" if len(verdicts) > 1 else f"The claim {parts[0][2:]}"
-    return text + (f" (so far: {', '.join(so_far)})." if so_far else ".")
+    open_ones = so_far(verdicts)
+    return text + (f" (so far: {open_ones})." if open_ones else ".")
+
+
+def so_far(verdicts: Sequence[Verdict]) -> str:
+    """Where the undecided claims point: ``2 agree, 1 disagrees, 1 not run``; "" if there are none."""
+    ways = Counter(str(verdict.direction) for verdict in verdicts if verdict.outcome == "undecided")
+    several = {"agrees": "agree", "disagrees": "disagree", "unclear": "unclear", "not run": "not run"}
+    return ", ".join(f"{ways[way]} {way if ways[way] == 1 else many}" for way, many in several.items() if ways[way])
 
 
 def provenance(reports: Sequence[ReportFiles]) -> list[tuple[str, str]]:
@@ -140,7 +143,10 @@ def _shared_notes(reports: Sequence[ReportFiles]) -> list[str]:
 
 
 def _overview(reports: Sequence[ReportFiles]) -> list[str]:
-    rows = [["study", "in the paper", "runs that ended", *OUTCOMES], ["---", "---", *["---:"] * 4]]
+    rows = [
+        ["study", "in the paper", "runs that ended", *OUTCOMES, "of the undecided, so far"],
+        ["---", "---", *["---:"] * 4, "---"],
+    ]
     for report in reports:
         numbers, done = counts(report.verdicts), progress(report.runs)
         rows.append(
@@ -149,6 +155,7 @@ def _overview(reports: Sequence[ReportFiles]) -> list[str]:
                 escape_markdown(report.study.where),
                 f"{done['ended']} of {done['asked']}",
                 *(str(numbers[outcome]) for outcome in OUTCOMES),
+                so_far(report.verdicts) or DASH,
             ]
         )
     return [f"| {' | '.join(row)} |" for row in rows]

@@ -18,6 +18,7 @@ import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -336,6 +337,26 @@ def test_numbers_in_the_table_are_those_of_numpy(pair: Path) -> None:
     assert second[6] == "collapsed (3/3)"
     assert "ImageNet linear" in table.headings()[1]
     assert "different quantities" in table.notes[0]
+
+
+def test_differences_are_paired_and_their_interval_is_scipy_s(pair: Path) -> None:
+    _, runs = load(pair)
+    paper = {"with": PaperResult(top1=67.7), "without": PaperResult(top1=0.1)}
+    table = study_table(runs, paper, "x", "cpu", {"with": None, "without": "with"})
+    baseline, row = csv.DictReader(io.StringIO(table.csv()))
+    knn = {
+        name: of_name.sort_values("seed")["final_knn_top1"].to_numpy(float) for name, of_name in runs.groupby("variant")
+    }
+    test = scipy.stats.ttest_rel(knn["without"], knn["with"])
+    low, high = test.confidence_interval(0.95)
+    assert float(row["difference_mean"]) == pytest.approx((knn["without"] - knn["with"]).mean())
+    assert (float(row["difference_low"]), float(row["difference_high"])) == pytest.approx((low, high))
+    assert row["difference_seeds"] == "3"
+    assert (baseline["direction"], row["direction"]) == ("baseline", "agrees (paper: −67.6)")
+    assert "'with'" in " ".join(note for note in table.notes if note.startswith("Difference"))
+    one_seed = study_table(runs[runs["seed"] == 0], paper, "x", "cpu", {"with": None, "without": "with"}).lines()[1]
+    assert one_seed[3].endswith("(1 seed)")
+    assert one_seed[4] == "agrees (paper: −67.6); direction only (1 seed)"
 
 
 def test_what_was_not_run_is_a_dash_with_its_reason(tmp_path: Path) -> None:
