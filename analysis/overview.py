@@ -172,6 +172,8 @@ def _section(report: ReportFiles, shared: Sequence[str]) -> list[str]:
     lines += [report.table.grid(), ""]
     references = [f"{name} {percent_range(*ends)}" for name, ends, _ in reference_values(report.runs)]
     lines += [f"kNN without learning: {', '.join(references)}.", ""] if references else []
+    first_sentences = (warning.partition(". ")[0].rstrip(".") + "." for warning in report.warnings)
+    lines += [f"{escape_markdown(sentence)}\n" for sentence in first_sentences]
     lines += [f"{escape_markdown(note)}\n" for note in report.table.notes if note not in shared]
     if report.verdicts:
         lines += [in_words(report.verdicts), ""]

@@ -20,6 +20,7 @@ from experiments.options import (
     Set,
     StudyName,
     plan_for,
+    require_runs,
     scale_named,
     studies_named,
 )
@@ -41,7 +42,8 @@ def verify(
 ) -> None:
     """Check the claims of a study, or of all: supported, contradicted or undecided, with the numbers.
 
-    Exit code 0 if no claim is contradicted, 1 if one is; with --strict also 1 if one is undecided.
+    Exit code 0 if no claim is contradicted, 1 if one is, or if there is no run to check; with --strict also 1 if a
+    claim is undecided.
     """
     from analysis.overview import in_words
     from analysis.report import gather, report_variants
@@ -52,8 +54,10 @@ def verify(
     chosen = scale_named(scale)
     asked = None if seeds is None else seeds_from_text(seeds)
     found: list[tuple[Study, list[Verdict]]] = []
-    for loaded in studies_named(study):
-        made = plan_for([loaded], chosen, seeds, set_, runs, data)
+    plans = [plan_for([loaded], chosen, seeds, set_, runs, data) for loaded in studies_named(study)]
+    require_runs(plans, "check claims on")
+    for made in plans:
+        (loaded,) = made.studies
         points, frame = gather(report_variants(loaded, made, asked), runs)
         found.append((loaded, verdicts(loaded.claims, points, frame, chosen.name)))
     everything = [verdict for _, of_study in found for verdict in of_study]

@@ -24,6 +24,7 @@ from experiments.options import (
     StudyName,
     device_named,
     plan_for,
+    require_runs,
     scale_named,
     studies_named,
 )
@@ -62,9 +63,7 @@ def report(
 
     chosen, whole = scale_named(scale), study == "all"
     plans = [plan_for([loaded], chosen, seeds, set_, runs, data) for loaded in studies_named(study)]
-    if all(status.state == "pending" for made in plans for status in made.statuses().values()):
-        which = "any study" if whole else plans[0].studies[0].name
-        raise StoreError(f"{runs}: holds no run of {which} at scale {chosen.name} to report on  [--runs]")
+    require_runs(plans, "report on")
     command = f"python {shlex.join(['run_ablation.py', *sys.argv[1:]])}"
     # The report of another scale than this machine's own does not take the place of its own.
     end = "" if chosen.name == default_scale() else f"-{chosen.name}"
