@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -90,7 +90,7 @@ def study_table(
             f"none, which ours agrees with if it is within {OURS_NONE:g} point."
         )
     notes += [
-        f"Paper, {', '.join(name for name, result in paper.items() if result.note == note)}: {note}"
+        f"Paper, {_quoted(name for name, result in paper.items() if result.note == note)}: {note}"
         for note in dict.fromkeys(result.note for result in paper.values() if result.note)
     ]
     losses = set(runs["loss.name"].dropna()) if "loss.name" in runs else set[str]()
@@ -100,6 +100,11 @@ def study_table(
     return Table(f"{title}: {what}, at {scale} scale.", tuple(columns), tuple(rows), tuple(notes))
 
 
+def _quoted(names: Iterable[str]) -> str:
+    """Names that may hold commas, told apart."""
+    return ", ".join(f"'{name}'" for name in names)
+
+
 def _note_on_differences(against: Mapping[str, str | None]) -> str:
     """What the differences are taken to."""
     baselines = dict.fromkeys(baseline for baseline in against.values() if baseline is not None)
@@ -107,7 +112,7 @@ def _note_on_differences(against: Mapping[str, str | None]) -> str:
         text = f"'{next(iter(baselines))}'"
     else:
         of_each = (
-            f"'{baseline}' for {', '.join(name for name, other in against.items() if other == baseline)}"
+            f"'{baseline}' for {_quoted(name for name, other in against.items() if other == baseline)}"
             for baseline in baselines
         )
         text = "; ".join(of_each)
