@@ -56,6 +56,10 @@ class Document:
         return f"{self.path}:{self.lines[keys]}" if keys in self.lines else str(self.path)
 
 
+# pydantic's words for these are Python's, not YAML's.
+WANTED = dict.fromkeys(("model_type", "dict_type"), "a mapping is wanted") | {"tuple_type": "a list is wanted"}
+
+
 def parse_model(
     kind: type[Model],
     document: Document,
@@ -84,7 +88,7 @@ def parse_model(
             elif item["type"] == "missing":
                 problem = "is missing"
             else:
-                text = item["msg"].removeprefix("Value error, ")
+                text = WANTED.get(item["type"], item["msg"].removeprefix("Value error, "))
                 problem = f"{item['input']!r} is not allowed: {text[0].lower()}{text[1:]}"
             problems.setdefault(found, f"{'.'.join(found)}: {problem}  [{document.at(*found)}]")
         raise SettingsError("\n".join(problems.values())) from None
