@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import typer
 
-from experiments.commands import data, results, studies
+from experiments.commands import claims, data, results, studies, weights
 from experiments.options import FAILURE, STOPPED, USAGE
 from simsiam.config import SettingsError
 
@@ -30,9 +30,11 @@ app.command()(studies.run)
 app.command()(studies.grid)
 app.command()(studies.status)
 app.command()(results.report)
+app.command()(claims.verify)
 app.command("show-config")(studies.show_config)
-app.command()(results.evaluate)
-app.command()(results.export)
+app.command()(weights.evaluate)
+app.command("import")(weights.import_)
+app.command()(weights.export)
 app.add_typer(data_app, name="data")
 data_app.command("prepare")(data.data_prepare)
 data_app.command("check")(data.data_check)

@@ -76,6 +76,23 @@ def plan_for(
     return merge([make_plan(study, scale, chosen, overrides or [], runs, data) for study in studies])
 
 
+def require_runs(plans: list[Plan], purpose: str) -> None:
+    """Refuse to judge what was never begun: a wrong folder must not look like a study without results.
+
+    Raises StoreError if no run of any plan has been started.
+    """
+    from experiments.store import StoreError
+
+    if any(status.state != "pending" for made in plans for status in made.statuses().values()):
+        return
+    first = plans[0]
+    which = first.studies[0].name if len(plans) == 1 else "any study"
+    lacking = next((f" (its images are not in {made.data})" for made in plans if made.unprepared), "")
+    raise StoreError(
+        f"{first.runs}: holds no run of {which} at scale {first.scale.name} to {purpose}{lacking}  [--runs]"
+    )
+
+
 def same_options(scale: Scale, seeds: str | None, overrides: list[str] | None, runs: Path, data: Path) -> list[str]:
     """The options that lead another command to the same cells."""
     from experiments.study import default_scale

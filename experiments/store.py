@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from simsiam.config import Settings
+from simsiam.config import Settings, outside_id
 from simsiam.files import sync_folder, write_atomically
 
 DEAD_AFTER = 300.0  # seconds without a heartbeat, on the observer's own monotonic clock
@@ -191,7 +191,7 @@ class RunFolder:
             if (
                 not isinstance(found, dict)
                 or not isinstance(found.get("data"), dict)
-                or _without_place(_with_defaults(found)) != _without_place(wanted)
+                or _naming(_with_defaults(found)) != _naming(wanted)
             ):
                 raise StoreError(f"{path}: holds other settings than this run's; move the folder away")
         else:
@@ -237,10 +237,14 @@ def _with_defaults(found: Json) -> Json:
     }
 
 
-def _without_place(config: Json) -> Json:
-    """Settings without the path of an image folder, which may move: the data's fingerprint is in the run's id."""
-    data = {key: value for key, value in config["data"].items() if key != "path"}
-    return {**config, "data": data}
+def _naming(config: Json) -> Json:
+    """Settings without those that name no run, such as the path of an image folder, whose fingerprint is in the id."""
+    return {
+        key: {leaf: item for leaf, item in value.items() if f"{key}.{leaf}" not in outside_id()}
+        if isinstance(value, dict)
+        else value
+        for key, value in config.items()
+    }
 
 
 class Heartbeats:

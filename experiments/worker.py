@@ -101,7 +101,7 @@ def _train(
     attempt.progress = {"num_steps": num_steps, "epochs": settings.epochs}
 
     def on_point(point: Point) -> None:
-        attempt.progress = {**attempt.progress, **point}
+        attempt.progress = {**attempt.progress, **_numbers(point)}
         where.on_progress(attempt.progress)
 
     def on_step(step: int) -> None:
@@ -122,7 +122,7 @@ def _train(
     points = metrics.merge(folder)
     final: Point = {}
     for point in points:
-        final |= point
+        final |= _numbers(point)
     result = {
         "outcome": outcome,
         "stopped_early": final["step"] < num_steps,
@@ -134,6 +134,11 @@ def _train(
     }
     attempt.finish(points, result)
     return "done"
+
+
+def _numbers(point: Point) -> Point:
+    """A point without its spectrum, which is for the curves alone."""
+    return {name: value for name, value in point.items() if not isinstance(value, list)}
 
 
 def _record_failure(attempt: Attempt, error: Exception) -> str:

@@ -28,6 +28,7 @@ from simsiam.data import Dataset, load
 from simsiam.distributed import Ranks
 from simsiam.loading import Batch, make_source
 from simsiam.metrics import merge
+from simsiam.monitor import relative_std
 from simsiam.rendezvous import Place, meet
 from simsiam.train import Hooks, Training, train
 from tests.conftest import SMALL
@@ -97,7 +98,7 @@ def steps(case: str, folder: Path, ranks: Ranks) -> Answers:
         output = training.update(next(iter(training.source.epoch(epoch, first))))
         gradients = [weight.grad for weight in training.model.parameters() if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        curves.append([output.loss.item(), training.relative_std(output), norm.item()])
+        curves.append([output.loss.item(), relative_std(*training.views_of_batch(output)), norm.item()])
     return {"curves": torch.tensor(curves, dtype=torch.float64), "model": training.model.state_dict()}
 
 

@@ -92,7 +92,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Dry run: the cells, their ids, what is done already, an estimate of time and disk. Trains nothing."""
-    from experiments.plan import estimate, plan_json
+    from experiments.plan import average_bytes, estimate, plan_json
 
     made = plan_for(studies_named(study), scale_named(scale), seeds, set_, runs, data)
     statuses = made.statuses()
@@ -111,6 +111,16 @@ def plan(
     todo_text = f"{count(len(made.cells), 'cell')}, {count(len(statuses), 'run')}, {len(todo)} to do"
     cost = f"about {about(seconds)}, one after another, on {made.scale.speed.device}; about {size / 1e6:,.0f} MB"
     console.print(f"\n{todo_text}: {cost} in {runs}/", highlight=False)
+    averages = max(
+        (
+            average_bytes(planned.cell.settings, planned.cell.settings.data.num_train or made.scale.num_train)
+            for planned in todo
+        ),
+        default=0,
+    )
+    if averages:
+        text = f"The moving averages of each image's z (Sec. 5.2) take {averages / 1e9:,.3g} GB of memory a run."
+        console.print(text, highlight=False)
     for settings in made.unprepared:
         if settings.name == "folder":
             console.print(f"There are no prepared images of {data / settings.path}/ yet.", highlight=False)
