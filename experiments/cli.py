@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import typer
 
-from experiments.commands import claims, data, results, studies, weights
+from experiments.commands import claims, data, diagnosis, results, studies, weights
 from experiments.options import FAILURE, STOPPED, USAGE
 from simsiam.config import SettingsError
 
@@ -31,6 +31,8 @@ app.command()(studies.grid)
 app.command()(studies.status)
 app.command()(results.report)
 app.command()(claims.verify)
+app.command()(diagnosis.diagnose)
+app.command()(diagnosis.compare)
 app.command("show-config")(studies.show_config)
 app.command()(weights.evaluate)
 app.command("import")(weights.import_)

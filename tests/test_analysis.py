@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -107,19 +108,23 @@ def test_null_is_nan_and_divergence_is_marked(tmp_path: Path) -> None:
         ("config.yaml", None, "no config.yaml"),
         ("config.yaml", "a: [", "config.yaml cannot be read"),
         ("config.yaml", "just a text", "config.yaml cannot be read"),
-        ("config.yaml", "seed: 0\nepochs: 8\nnovelty: {knob: 3}\n", "settings unknown to this version: novelty.knob"),
+        (
+            "config.yaml",
+            yaml.safe_dump({**settings().model_dump(mode="json"), "novelty": {"knob": 3}}),
+            "settings unknown to this version: novelty.knob",
+        ),
         ("provenance.json", None, "no provenance.json"),
         ("provenance.json", "{", "provenance.json cannot be read"),
         ("result.json", "{", "result.json cannot be read"),
         ("metrics.jsonl", "", "no points logged"),
         (
             "metrics.jsonl",
-            '{"epoch": 1, "step": 1}\n{"epoch": 2, \n{"epoch": 3, "step": 3}\n',
-            "its metrics cannot be read",
+            '{"epoch": 1, "step": 1}\n{"epoch": 2, \n{"epoch": 8, "step": 160}\n',
+            "metrics.jsonl: 1 line is no point with epoch and step",
         ),
-        ("metrics.jsonl", '{"loss": 1}\n', "its metrics cannot be read"),
-        ("metrics.jsonl", "[1]\n", "its metrics cannot be read"),
-        ("metrics.jsonl", b"\xff\xfe\n", "its metrics cannot be read"),
+        ("metrics.jsonl", '{"loss": 1}\n', "metrics.jsonl: 1 line is no point with epoch and step; no points logged"),
+        ("metrics.jsonl", "[1]\n[2]\n", "metrics.jsonl: 2 lines are no point with epoch and step; no points logged"),
+        ("metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl cannot be read; no points logged"),
     ],
 )
 def test_what_is_odd_is_named_and_the_rest_is_read(

@@ -17,8 +17,8 @@ MAY_IMPORT = {
     "experiments": {"experiments", "simsiam"},
     "analysis": {"analysis", "experiments", "simsiam"},
 }
-# These commands may call the analysis; it is imported when a report or verdicts are asked for.
-EXCEPTIONS = {(f"experiments/commands/{name}.py", "analysis") for name in ("results", "claims")}
+# These commands may call the analysis; it is imported when a report, verdicts or a diagnosis are asked for.
+EXCEPTIONS = {(f"experiments/commands/{name}.py", "analysis") for name in ("results", "claims", "diagnosis")}
 
 
 @pytest.mark.parametrize("package", list(MAY_IMPORT))
