@@ -30,6 +30,7 @@ MOST_BYTES = 2**20  # of a settings, provenance, state or result file: a real on
 _NESTING, _MOST_NESTING = "[{-?:", 1000
 MOST_COLUMNS = 256  # of the points: a real run logs about a dozen
 RESERVED = ("run", "config", "seed")  # columns that say whose point it is
+LISTS = ("spectrum",)  # what is no single number, and too large for a table of all runs
 _UNREADABLE = (OSError, ValueError, RecursionError, MemoryError, yaml.YAMLError, TypeError, KeyError, AttributeError)
 
 
@@ -199,7 +200,7 @@ def _points(folder: Path, notes: list[str]) -> tuple[list[str], NDArray[np.float
         points.sort(key=lambda point: float(point["step"]))
     if not points:
         notes.append("no points logged")
-    names = list(dict.fromkeys(name for point in points for name in point))
+    names = list(dict.fromkeys(name for point in points for name in point if name not in LISTS))
     if len(names) > MOST_COLUMNS or set(names) & set(RESERVED):
         names = [name for name in names if name not in RESERVED][:MOST_COLUMNS]
         notes.append(f"only {len(names)} of the names in its points are read")

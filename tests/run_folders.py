@@ -45,6 +45,7 @@ def curves(kind: str, seed: int, epochs: int, until: float, knn: float) -> list[
         if step % STEPS_PER_EPOCH == 0:
             top1 = 52 + (knn - 52) * (1 - np.exp(-epoch)) / (1 - np.exp(-epochs)) + random.normal(0, 0.4)
             points.append({"epoch": epoch, "step": step, "knn_top1": top1, "effective_rank": 140.0 + seed})
+            points[-1]["spectrum"] = [0.2, 0.1, 0.01]
     return points
 
 
