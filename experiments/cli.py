@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import typer
 
-from experiments.commands import data, results, studies
+from experiments.commands import cluster, data, results, studies
 from experiments.options import FAILURE, STOPPED, USAGE
 from simsiam.config import SettingsError
 
@@ -29,6 +29,9 @@ app.command()(studies.plan)
 app.command()(studies.run)
 app.command()(studies.grid)
 app.command()(studies.status)
+app.command()(cluster.launch)
+app.command()(cluster.cancel)
+app.command()(cluster.logs)
 app.command()(results.report)
 app.command("show-config")(studies.show_config)
 app.command()(results.evaluate)
@@ -63,6 +66,7 @@ def _clear_errors() -> Iterator[None]:
     except RuntimeError as error:
         if type(error).__name__ not in (
             "DataError",
+            "SlurmError",
             "StoreError",
             "NonFiniteError",
             "CheckpointError",

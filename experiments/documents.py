@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
-from simsiam.config import SettingsError
+from simsiam.config import SettingsError, nearest
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -106,6 +109,30 @@ def read(path: Path) -> Document:
     finally:
         loader.dispose()
     return Document(path, _tuples(content), lines)
+
+
+def parse(kind: type[Model], document: Document, known_keys: Callable[[tuple[str, ...]], list[str]]) -> Model:
+    """A document as a model; pydantic's findings become lines with the key, the value, what is allowed, file:line.
+
+    ``known_keys`` names the keys that may stand under some keys. Raises SettingsError.
+    """
+    try:
+        return kind.model_validate(document.content)
+    except ValidationError as error:
+        problems: dict[tuple[str, ...], str] = {}
+        for item in error.errors():
+            keys = tuple(str(part) for part in item["loc"])
+            while keys and keys not in document.lines and len(keys) > 1:  # a branch of a union, an index
+                keys = keys[:-1]
+            if item["type"] == "extra_forbidden":
+                known = known_keys(keys[:-1])
+                problem = f"no such key{nearest(keys[-1], known)} (known here: {', '.join(known)})"
+            elif item["type"] == "missing":
+                problem = "is missing"
+            else:
+                problem = f"{item['input']!r} is not allowed: {item['msg'][0].lower()}{item['msg'][1:]}"
+            problems.setdefault(keys, f"{'.'.join(keys)}: {problem}  [{document.at(*keys)}]")
+        raise SettingsError("\n".join(problems.values())) from None
 
 
 def _walk(node: yaml.Node, keys: tuple[str, ...], path: Path, depth: int = 0) -> Iterator[tuple[tuple[str, ...], int]]:

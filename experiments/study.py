@@ -16,19 +16,18 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from experiments.documents import Document, parse_value, read
+from experiments.documents import Document, Model, parse, parse_value, read
 from experiments.layers import Layer, Value, check_paths, layer_from_command_line, layer_from_document, resolve
 from simsiam.config import Settings, SettingsError, config_id, flatten, nearest
 from simsiam.files import write_atomically
 
 HERE = Path(__file__).parent
 MAX_POINTS = 100_000  # of a grid
-Model = TypeVar("Model", bound=BaseModel)
 SCALES = ("smoke", "cpu", "cifar", "imagenet")
 
 
@@ -367,24 +366,7 @@ def make_cells(study: Study, scale: Scale, seeds: Iterable[int], overrides: Iter
 
 
 def _parse(kind: type[Model], document: Document) -> Model:
-    """A document as a model; pydantic's findings become lines with the key, the value, what is allowed, file:line."""
-    try:
-        return kind.model_validate(document.content)
-    except ValidationError as error:
-        problems: dict[tuple[str, ...], str] = {}
-        for item in error.errors():
-            keys = tuple(str(part) for part in item["loc"])
-            while keys and keys not in document.lines and len(keys) > 1:  # a branch of a union, an index
-                keys = keys[:-1]
-            if item["type"] == "extra_forbidden":
-                known = _known_keys(kind, keys[:-1])
-                problem = f"no such key{nearest(keys[-1], known)} (known here: {', '.join(known)})"
-            elif item["type"] == "missing":
-                problem = "is missing"
-            else:
-                problem = f"{item['input']!r} is not allowed: {item['msg'][0].lower()}{item['msg'][1:]}"
-            problems.setdefault(keys, f"{'.'.join(keys)}: {problem}  [{document.at(*keys)}]")
-        raise SettingsError("\n".join(problems.values())) from None
+    return parse(kind, document, lambda keys: _known_keys(kind, keys))
 
 
 @cache

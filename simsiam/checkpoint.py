@@ -40,6 +40,16 @@ def save(folder: Path, state: State, attempt: int) -> None:
     write_atomically(newest, publish_over_previous, aside=str(attempt))
 
 
+def step(folder: Path) -> int | None:
+    """At which step a run would go on, without reading the weights; None if it would start from nothing."""
+    for name in (NEWEST, PREVIOUS):
+        try:
+            return int(torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)["step"])
+        except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError):
+            continue
+    return None
+
+
 def load(folder: Path) -> State | None:
     """The newest checkpoint that loads, on the CPU; None if there is none that does.
 

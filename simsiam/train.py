@@ -35,6 +35,7 @@ class Hooks:
     before_publishing: Callable[[], None] = lambda: None  # raises if this attempt no longer owns the run
     on_point: Callable[[Point], None] = lambda point: None  # told of each logged point
     on_step: Callable[[int], None] = lambda step: None  # told of each step
+    on_saved: Callable[[int], None] = lambda step: None  # told of each checkpoint, once it is published
     checkpoint_seconds: float = 60.0  # between two checkpoints within an epoch
 
 
@@ -246,6 +247,7 @@ class Training:
         self.metrics.sync()
         checkpoint.save(self.folder, self.state(), self.attempt)
         self.last_checkpoint = time.monotonic()
+        self.hooks.on_saved(self.step)
 
     def _collapsed_for_good(self) -> bool:
         limit = self.settings.evaluation.stop_after_collapsed

@@ -30,11 +30,12 @@ from experiments.options import (
     device_named,
     num_gpus,
     plan_for,
+    prepared_plan,
     same_options,
     scale_named,
     studies_named,
 )
-from simsiam.config import Settings, SettingsError
+from simsiam.config import SettingsError
 
 if TYPE_CHECKING:
     from experiments.study import Scale, Study
@@ -258,19 +259,13 @@ def _run(
     retry_failed: bool,
     device: str,
 ) -> None:
-    from experiments.local import Machine, num_cores, run_grid
+    from experiments.local import num_cores, run_grid
     from experiments.plan import estimate
+    from experiments.pool import Machine
     from experiments.view import GridView
-    from simsiam.data import load, prepare
 
-    made = plan_for(studies, scale, seeds, overrides, runs, data)
     device = device_named(device)
-    if made.unprepared:
-        for unprepared in made.unprepared:
-            prepare(unprepared, data, progress=say)
-        made = plan_for(studies, scale, seeds, overrides, runs, data)  # now that the data's fingerprints are known
-    for settings in {planned.cell.settings.data: planned.cell.settings for planned in made.cells}.values():
-        _check_sizes(settings, len(load(settings.data, data).train))
+    made = prepared_plan(studies, scale, seeds, overrides, runs, data, say)
     check_writable(runs)
     todo = made.unique()
     statuses = made.statuses()
@@ -301,10 +296,3 @@ def _run(
         say(f"Stopped with {len(summary.done)} of {len(todo)} runs done. The same command goes on from there.")
         sys.exit(STOPPED)
     say(f"All {len(todo)} runs are done. Report: python run_ablation.py report {shlex.quote(name)} {options}".rstrip())
-
-
-def _check_sizes(settings: Settings, num_train: int) -> None:
-    if settings.batch_size > num_train:
-        raise SettingsError(
-            f"batch_size: {settings.batch_size} must be at most the {num_train} training images of {settings.data.name}"
-        )
