@@ -8,7 +8,7 @@
 # Needs root, and: apt-get install slurm-wlm munge slurmdbd mariadb-server
 # FOLDER: a short path (/tmp/...), since sockets in it have at most 107 characters in their names.
 # PORT=18800       first of the ports, so that two clusters can live side by side
-# NODES=2          how many nodes, n1, n2 ...
+# NODES=2          how many nodes: n1 with the feature f1, n2 with f2 ...
 # ACCOUNTING=yes   no: without slurmdbd, as on many small clusters
 #
 # Partitions: low (preempted by requeue), spot (preempted by cancel), high (preempts both). Waits are short: 5 s of
@@ -82,7 +82,7 @@ JobAcctGatherType=jobacct_gather/none
 SchedulerParameters=sched_interval=2,bf_interval=2
 END
 for n in $(seq "$nodes"); do
-  echo "NodeName=n$n NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 10 + n)) CPUs=2 RealMemory=$memory Gres=gpu:2 State=UNKNOWN"
+  echo "NodeName=n$n NodeHostname=$host NodeAddr=127.0.0.1 Port=$((port + 10 + n)) CPUs=2 RealMemory=$memory Gres=gpu:2 Feature=f$n State=UNKNOWN"
 done >>etc/slurm.conf
 cat >>etc/slurm.conf <<END
 PartitionName=low Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=5
