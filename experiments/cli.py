@@ -24,6 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 data_app = typer.Typer(help="Get and check the images.", no_args_is_help=True, rich_markup_mode=None)
+cluster_app = typer.Typer(help="See what a SLURM cluster does.", no_args_is_help=True, rich_markup_mode=None)
 app.command("list")(studies.list_studies)
 app.command()(studies.plan)
 app.command()(studies.run)
@@ -36,7 +37,10 @@ app.command()(results.report)
 app.command("show-config")(studies.show_config)
 app.command()(results.evaluate)
 app.command()(results.export)
+app.command()(results.gc)
 app.add_typer(data_app, name="data")
+app.add_typer(cluster_app, name="cluster")
+cluster_app.command("check")(cluster.check)
 data_app.command("prepare")(data.data_prepare)
 data_app.command("check")(data.data_check)
 

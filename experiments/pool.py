@@ -78,7 +78,7 @@ class Pool:
         self._context: Any = multiprocessing.get_context("spawn" if warm else "forkserver")
         if not warm:
             self._context.set_forkserver_preload(["experiments.worker", "simsiam.data"])
-        with _signals_held_back():  # an event brings a process with it that tidies up
+        with signals_held_back():  # an event brings a process with it that tidies up
             self.stop: Event = self._context.Event()
         self._workers: list[_Worker] = []
 
@@ -95,8 +95,6 @@ class Pool:
         worker = next((worker for worker in self._workers if worker.cell is None), None) or self._start()
         worker.cell = task.planned
         worker.connection.send(task)
-        if not self.warm:
-            worker.connection.send(None)
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
@@ -110,7 +108,7 @@ class Pool:
         # What is larger than 32 MiB comes and goes with an evaluation, and is given back.
         os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
         os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**29))
-        with _signals_held_back():
+        with signals_held_back():
             process.start()
         theirs.close()
         worker = _Worker(index, process, ours)
@@ -166,7 +164,7 @@ class Pool:
 
 
 @contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
+def signals_held_back() -> Iterator[None]:
     """Processes started here never get SIGNALS, which reach the whole process group; we get them a moment later."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -191,7 +189,6 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
     """Train the cells that come through the connection, one after another, until None comes."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    parent = os.getppid()
     import torch
 
     from experiments.worker import Surroundings, run_cell
@@ -217,8 +214,9 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
             runs=machine.runs,
             device=device,
             threads=machine.threads,
-            # If the launcher was killed, nobody waits for this run any more.
-            should_stop=lambda: stop.is_set() or os.getppid() != parent,
+            # The launcher says nothing while a cell is trained. What comes then is the end of the connection: it was
+            # killed, and nobody waits for this run any more.
+            should_stop=lambda: stop.is_set() or connection.poll(),
             on_progress=tell,
             retry_failed=task.retry_failed,
             attempts_before=task.attempts_before,

@@ -8,6 +8,7 @@ durably, then released: a launcher that dies in between leaves nothing running t
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import shlex
@@ -21,6 +22,7 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from experiments import scheduler
+from experiments.check import probe
 from experiments.cluster import Cluster
 from experiments.job import follow_up, work
 from experiments.launches import Launch, LaunchCell, all_launches
@@ -78,14 +80,22 @@ def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up:
     except FileNotFoundError:
         raise SlurmError("sbatch: no such command: there is no SLURM here. `launch` needs a login node") from None
     launch.write_round({**content, "complete": True})
-    _release(launch, {**content, "complete": True})
-    return note
+    return "; ".join(text for text in (note, _release(launch, {**content, "complete": True})) if text)
 
 
-def _release(launch: Launch, content: Json) -> None:
+def _release(launch: Launch, content: Json) -> str:
+    """Let the jobs of a round start. Returns what SLURM has to say against it, empty if nothing."""
+    complaints = []
     for job in content["jobs"]:
-        scheduler.release(job)
+        try:
+            scheduler.release(job)
+        except SlurmError as error:  # it is in the queue, but nothing there now can run it
+            complaints.append(str(error))
     launch.write_round({**content, "released": True})
+    if not complaints:
+        return ""
+    path = launch.cluster.document.path
+    return f"SLURM says of the jobs: {complaints[0]}. If they stay in the queue, they ask for too much  [{path}]"
 
 
 def arrays(launch: Launch, cells: Sequence[LaunchCell], limit: int) -> Iterator[tuple[int, submitit.SlurmExecutor]]:
@@ -131,6 +141,20 @@ def _workers(launch: Launch, ranks: int) -> submitit.SlurmExecutor:
         ),
     )
     return executor
+
+
+def submit_probe(launch: Launch, data: str, warning: int) -> str:
+    """Submit the one-minute job of `cluster check`, with what the profile asks for. Raises SlurmError if refused."""
+    executor = _workers(launch, launch.cluster.profile.nodes)
+    options = {name: value for name, value in executor.parameters["additional_parameters"].items() if name != "hold"}
+    executor.update_parameters(
+        nodes=1, ntasks_per_node=1, time=1, signal_delay_s=warning, additional_parameters=options
+    )
+    try:
+        with _clean_environment():
+            return str(executor.submit(probe, str(launch.path), data).job_id)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise explained(_message(error), launch.cluster) from None
 
 
 def _submit_follow_up(launch: Launch, jobs: Sequence[str]) -> str:
@@ -201,7 +225,8 @@ def _clean_environment() -> Iterator[None]:
     for name in before.keys() - clean.keys():
         del os.environ[name]
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):  # what it prints is in its exception, too
+            yield
     finally:
         os.environ.update(before)
 

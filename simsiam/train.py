@@ -95,6 +95,10 @@ class Training:
 
     def load_state(self, state: checkpoint.State) -> None:
         """Go on from where :meth:`state` was taken."""
+        if "optimizer" not in state:
+            raise checkpoint.CheckpointError(
+                f"{self.folder}: only the weights of this run were kept (gc); move the folder away to train it anew"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]

@@ -61,7 +61,7 @@ def launch(
     """Submit a study's cells to a SLURM cluster, and return. Again: only what is missing or failed is submitted."""
     from experiments import scheduler, slurm
     from experiments.cluster import load_cluster, warnings
-    from experiments.launches import absolute, all_launches, create
+    from experiments.launches import all_launches, create
 
     chosen = load_cluster(cluster)
     if chosen.profile.ranks > 1:
@@ -69,8 +69,7 @@ def launch(
             f"tasks_per_node: cells that {chosen.profile.ranks} processes train together cannot be launched yet"
             f"  [{chosen.at('tasks_per_node')}]"
         )
-    runs = absolute(Path(chosen.profile.runs) if chosen.profile.runs and runs == DEFAULT_RUNS else runs)
-    data = absolute(Path(chosen.profile.data) if chosen.profile.data and data == DEFAULT_DATA else data)
+    runs, data = _places(chosen, runs, data)
     chosen_scale = scale_named(scale)
     if dry_run:
         return _dry_run(plan_for(studies_named(study), chosen_scale, seeds, set_, runs, data), chosen)
@@ -88,6 +87,7 @@ def launch(
     options = shlex.join(same_options(chosen_scale, seeds, set_, runs, data))
     if todo:
         launched = create(made, todo, chosen, runs=runs, data=data, command=shlex.join(sys.argv))
+        launched.cluster = chosen  # with the lines of its file, for messages
         note = slurm.submit_round(launched, launched.cells, with_follow_up=chosen.profile.follow_up and not supervise)
         content = launched.rounds()[-1]
         say(f"{made.title}: {count(len(todo), 'cell')} submitted as {launched.id}, job {', '.join(content['jobs'])}.")
@@ -243,6 +243,33 @@ def cancel(
         say("There is nothing to cancel.")
     if refused:
         sys.exit(FAILURE)
+
+
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A profile: an example that ships, or a .yaml file.")],
+    runs: Runs = DEFAULT_RUNS,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Submit a job of a minute that reports what works on a cluster, and how its jobs are ended."""
+    from experiments.check import check as check_cluster
+    from experiments.cluster import load_cluster
+
+    chosen = load_cluster(name)
+    runs, data = _places(chosen, runs, data)
+    check_writable(runs)
+    if not check_cluster(chosen, runs, data, say):
+        sys.exit(FAILURE)
+
+
+def _places(chosen: Cluster, runs: Path, data: Path) -> tuple[Path, Path]:
+    """Where runs and images are: as the command says, else as the profile does."""
+    from experiments.launches import absolute
+
+    profile = chosen.profile
+    return (
+        absolute(Path(profile.runs) if profile.runs and runs == DEFAULT_RUNS else runs),
+        absolute(Path(profile.data) if profile.data and data == DEFAULT_DATA else data),
+    )
 
 
 def logs(

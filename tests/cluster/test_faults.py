@@ -190,7 +190,7 @@ FAULTS: dict[Callable[[Grid], None], dict[str, Any]] = {
 }
 # SLURM sends the signal of a time limit up to a minute early, and calls a silent node down after a while: these two
 # have to take longer than that.
-SLEEP = {time_limit: 0.3, silent_node: 0.6}
+SLEEP = {time_limit: 0.3, silent_node: 1.2}
 IS_GRACEFUL = (preempted_by_requeue, preempted_by_cancel, requeued_by_hand, time_limit, scancelled, cancelled)
 
 
