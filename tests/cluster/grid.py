@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ class Grid:
     profile: dict[str, Any] = field(default_factory=dict)
     sleep: float = 0.15  # seconds, after each step
     user: int | None = None
+    python: str = sys.executable
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True)
@@ -81,21 +83,22 @@ class Grid:
             "checkpoint_minutes": 0.05, "grace": GRACE,
             "setup": [
                 f"export ABLATION_OBSERVER=tests.cluster.observer:record TRACE_FILE={self.trace_file}"
-                f" TRACE_SLEEP={self.sleep} PYTHONPATH={ROOT} OMP_NUM_THREADS=1"
+                f" TRACE_SLEEP={self.sleep} PYTHONPATH={ROOT}:{sysconfig.get_path('purelib')} OMP_NUM_THREADS=1"
             ],
         }  # fmt: skip
-        (self.folder / "cluster.yaml").write_text(yaml.safe_dump({**profile, **self.profile}))
+        (self.folder / "cluster.yaml").write_text(yaml.safe_dump({**profile, **self.profile}, width=1000))
         if self.user is not None:
             os.chown(self.folder, self.user, self.user)
 
     def environment(self) -> dict[str, str]:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("ABLATION_", "SLURM_"))}
-        return clean | self.slurm.environment
+        ours = {"PYTHONPATH": sysconfig.get_path("purelib"), "HOME": str(self.folder)} if self.user else {}
+        return clean | self.slurm.environment | ours
 
     def command(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         identity: dict[str, Any] = {} if self.user is None else {"user": self.user, "group": self.user}
         return subprocess.run(
-            [sys.executable, str(ROOT / "run_ablation.py"), *arguments],
+            [self.python, str(ROOT / "run_ablation.py"), *arguments],
             cwd=self.folder,
             env=self.environment() | options.pop("env", {}),
             capture_output=True,

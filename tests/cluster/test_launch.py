@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -99,15 +100,23 @@ def test_without_progress_a_cell_is_given_up(slurm: Slurm, folder: Path) -> None
     for run in grid.run_folders():
         assert run.status().state == "failed"
         assert "3 attempts ended after step 0" in (run.path / "failure.txt").read_text()
-        assert run.highest_lease() == 4
+        assert run.highest_lease() in (4, 5)  # the other job may have come to the same conclusion
 
 
 def test_an_ordinary_user(slurm: Slurm, folder: Path) -> None:
-    readable = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "test", "-r"]
-    for path in (sys.executable, ROOT / "run_ablation.py"):
-        if subprocess.run([*readable, str(path)]).returncode:
-            pytest.skip(f"{path} cannot be read by an ordinary user")
-    grid = Grid(slurm, folder / "user", options=QUICK, user=NOBODY, profile={"constraint": "f7|f8"}, sleep=0)
+    # This interpreter may lie where an ordinary user cannot look: then the system's, with the same packages.
+    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    works = f"import torch, submitit; open({str(ROOT / 'run_ablation.py')!r})"
+    environment = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib"), "HOME": str(folder)}
+    for python in (sys.executable, shutil.which(version, path="/usr/bin") or sys.executable):
+        if not subprocess.run([*user, python, "-c", works], env=environment, capture_output=True).returncode:
+            break
+    else:
+        pytest.fail("neither this Python nor the system's can be run by an ordinary user: move the checkout")
+    grid = Grid(
+        slurm, folder / "user", options=QUICK, user=NOBODY, profile={"constraint": "f7|f8"}, sleep=0, python=python
+    )
     grid.launch()
     grid.wait_until_done()
     assert {path.stat().st_uid for path in grid.runs.iterdir()} == {NOBODY}
@@ -132,7 +141,6 @@ def test_an_ordinary_user(slurm: Slurm, folder: Path) -> None:
     [
         ({"partition": "hgih"}, "partition: 'hgih': sbatch refuses: .*invalid partition", "partition"),
         ({"constraint": "a100"}, "constraint: 'a100': sbatch refuses: .*[Ff]eature", "constraint"),
-        ({"cpus_per_task": 64}, "sbatch refuses: .*not available", ""),
         ({"options": {"no-such-option": 1}}, "sbatch refuses: .*no-such-option", "options"),
     ],
 )
@@ -144,12 +152,18 @@ def test_what_sbatch_refuses(
     assert done.returncode == 1
     assert re.search(message, done.stderr), done.stderr
     assert "Traceback" not in done.stderr
-    if line:
-        number = [text.partition(":")[0] for text in (grid.folder / "cluster.yaml").read_text().splitlines()].index(
-            line
-        )
-        assert f"[cluster.yaml:{number + 1}]" in done.stderr or f"cluster.yaml:{number + 1}]" in done.stderr
+    keys = [text.partition(":")[0] for text in (grid.folder / "cluster.yaml").read_text().splitlines()]
+    assert f"cluster.yaml:{keys.index(line) + 1}]" in done.stderr
+    assert done.stderr.count("\n") == 1
     assert not grid.jobs()
+
+
+def test_a_job_that_no_node_can_run(slurm: Slurm, folder: Path) -> None:
+    """SLURM takes it, and lets it wait for ever; `launch` says so."""
+    grid = Grid(slurm, folder / "too-large", options=QUICK, profile={"cpus_per_task": 64})
+    assert "they ask for too much" in grid.launch()
+    assert "cancelled" in grid.command("cancel", grid.study, *QUICK).stdout
+    wait_for(lambda: not grid.jobs())
 
 
 def test_no_slurm_at_all(slurm: Slurm, folder: Path) -> None:
