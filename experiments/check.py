@@ -18,6 +18,7 @@ from experiments.launches import FOLDER, Launch, copy_code
 from experiments.local import num_cores
 from experiments.pool import signals_held_back
 from experiments.scheduler import SlurmError
+from experiments.selftest import selftest
 from experiments.store import Json, read_json, write_json
 
 CONFIG = ("JobRequeue", "PreemptMode", "PreemptType", "KillWait", "MaxArraySize", "AccountingStorageType")
@@ -64,16 +65,12 @@ def check(cluster: Cluster, runs: Path, data: Path, tell: Callable[[str], None],
     config, partition = scheduler.settings(), scheduler.partition(cluster.profile.partition)
     tell("SLURM: " + ", ".join(f"{key} {config.get(key, '?')}" for key in CONFIG))
     tell("Partition: " + ", ".join(f"{key} {partition[key]}" for key in PARTITION if key in partition))
-    path = runs / FOLDER / f"check-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    path.mkdir(parents=True, mode=0o700)
-    (path / "jobs").mkdir()
+    path, launch = _folder(cluster, runs, "check")
     (path / "from-login").touch()
-    copy_code(path / "code")
-    launch = Launch(path)
-    launch.cluster = cluster
-    job = submit_probe(launch, str(data), WARNING_SECONDS)
+    job = submit_probe(launch, probe, str(path), str(data), tasks=1, minutes=1, warning=WARNING_SECONDS)
     tell(f"Job {job} submitted; it runs for a minute.")
-    report, begun = _wait(job, path, tell, patience)
+    begun = _wait(job, tell, patience)
+    report = read_json(path / "probe.json")
     if report is None:
         if begun:
             log = path / "jobs" / f"{job}_0_log.out"
@@ -93,7 +90,35 @@ def check(cluster: Cluster, runs: Path, data: Path, tell: Callable[[str], None],
     return not problems
 
 
-def _wait(job: str, path: Path, tell: Callable[[str], None], patience: float) -> tuple[Json | None, bool]:
+def try_out(cluster: Cluster, runs: Path, tell: Callable[[str], None], *, patience: float = 600) -> bool:
+    """Submit the tests of :mod:`experiments.selftest`, wait, tell their outcomes; whether all went well."""
+    from experiments.slurm import submit_probe
+
+    path, launch = _folder(cluster, runs, "selftest")
+    job = submit_probe(launch, selftest, str(path), tasks=2, minutes=10, warning=WARNING_SECONDS)
+    tell(f"Job {job} submitted: two tasks on one node.")
+    _wait(job, tell, patience)
+    logs = [log.read_text(errors="replace") for log in sorted((path / "jobs").glob(f"{job}_*_log.out"))]
+    outcomes = [line for log in logs for line in log.splitlines() if line.startswith("task ")]
+    for line in outcomes:
+        tell(line)
+    if len(outcomes) < 5:
+        tell(f"FAILED: only {len(outcomes)} of 5 outcomes came; see {path / 'jobs'}")
+    return len(outcomes) == 5 and not any("FAILED" in line for line in outcomes)
+
+
+def _folder(cluster: Cluster, runs: Path, kind: str) -> tuple[Path, Launch]:
+    path = runs / FOLDER / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    path.mkdir(parents=True, mode=0o700)
+    (path / "jobs").mkdir()
+    copy_code(path / "code")
+    launch = Launch(path)
+    launch.cluster = cluster
+    return path, launch
+
+
+def _wait(job: str, tell: Callable[[str], None], patience: float) -> bool:
+    """Until a job is gone; whether it ever ran. One that does not come to an end is cancelled."""
     deadline, begun, told = time.monotonic() + patience, False, ""
     while time.monotonic() < deadline:
         time.sleep(5)
@@ -103,14 +128,14 @@ def _wait(job: str, path: Path, tell: Callable[[str], None], patience: float) ->
             tell(str(error))
             continue
         if not mine:
-            return read_json(path / "probe.json"), True
+            return True
         begun = begun or mine[0].state != "PENDING"
         now = f"{mine[0].state.lower()} ({mine[0].reason})" if mine[0].state == "PENDING" else mine[0].state.lower()
         if now != told:
             told = now
             tell(f"job {job}: {now}")
     scheduler.scancel([job])
-    return read_json(path / "probe.json"), begun
+    return begun
 
 
 def _judge(report: Json, cluster: Cluster, data: Path) -> Any:

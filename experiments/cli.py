@@ -41,6 +41,7 @@ app.command()(results.gc)
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
 cluster_app.command("check")(cluster.check)
+cluster_app.command("selftest")(cluster.selftest)
 data_app.command("prepare")(data.data_prepare)
 data_app.command("check")(data.data_check)
 

@@ -28,6 +28,8 @@ from simsiam.config import config_id
 from simsiam.data import fingerprint
 
 LOOK_SECONDS = 15.0  # between two looks for a tombstone
+SEARCH_SECONDS = 5.0  # between two searches of the list for a cell, while there is none
+RETRIES, RETRY_SECONDS = 8, 60.0  # of the follow-up, when SLURM does not take its jobs
 MAX_IDLE_ROUNDS = 3  # rounds of a launch in which no cell made a step, before the follow-up stops
 KILL_SECONDS = 600.0  # to wait for the end that follows a requeue
 
@@ -50,6 +52,7 @@ class _Worker:
         self.heartbeats = Heartbeats()
         self.num_tasks, self.index = num_tasks, index
         self.taken = 0
+        self.search_at = 0.0
         self.last_look = time.monotonic()
         self.warned = False
         self.costs: dict[str, float] = {}
@@ -102,12 +105,15 @@ class _Worker:
     def fill(self) -> None:
         """Start cells while there is room for them."""
         limit = self.launch.cluster.profile.cells_per_task
+        if time.monotonic() < self.search_at:
+            return
         while not self.stopping and self.pool.has_room() and (limit is None or self.taken < limit):
             if self.is_superseded():
                 self.stopping = "this job was started again elsewhere"
                 return
             cell = self.next_cell()
             if cell is None:
+                self.search_at = time.monotonic() + SEARCH_SECONDS
                 return
             self.taken += 1
             say(f"{cell.planned.label} ({cell.planned.run_id}): started")
@@ -158,6 +164,7 @@ class _Worker:
     def ended(self, news: News) -> None:
         run_id, label = news.planned.run_id, news.planned.label
         self.costs.pop(run_id, None)
+        self.search_at = 0.0
         if news.kind == "crashed":
             # A process that dies while the job is being ended was ended with it.
             if not self.stopping:
@@ -168,6 +175,8 @@ class _Worker:
             return
         state, reason = news.content
         say(f"{label}: {state}" + (f": {reason}" if reason else ""))
+        if state == "elsewhere":  # another job was a moment earlier
+            self.taken -= 1
         if state in ("failed", "given up"):
             self.launch.record_failure(run_id, reason, final=state == "given up")
 
@@ -329,8 +338,12 @@ def follow_up(folder: str) -> None:
     if len(progress) >= MAX_IDLE_ROUNDS and all(steps == total for steps in progress[-MAX_IDLE_ROUNDS:]):
         say(f"no cell made a step in {MAX_IDLE_ROUNDS} rounds: nothing is submitted any more")
         return
-    note = submit_round(launch, missing, with_follow_up=True)
-    say(note or "submitted again")
+    for _ in range(RETRIES):
+        try:
+            return say(submit_round(launch, missing, with_follow_up=True) or "submitted again")
+        except SlurmError as error:
+            say(f"cannot be submitted yet: {error}")
+            time.sleep(RETRY_SECONDS)
 
 
 def _steps(launch: Launch, cell: LaunchCell) -> int:

@@ -58,6 +58,13 @@ class Launch:
             raise StoreError(f"{self.path}: is not the folder of a launch that this version can read")
         return spec
 
+    def is_readable(self) -> bool:
+        """Whether this version understands it; a damaged one is in nobody's way."""
+        try:
+            return bool(self.spec)
+        except StoreError:
+            return False
+
     @property
     def runs(self) -> Path:
         return Path(self.spec["runs"])
@@ -159,7 +166,8 @@ def all_launches(runs: Path) -> list[Launch]:
         paths = [path for path in (runs / FOLDER).iterdir() if os.access(path / "spec.json", os.R_OK)]
     except OSError:
         return []
-    return [Launch(path) for path in sorted(paths, key=lambda path: path.name.rsplit("-", 3)[1:])]
+    found = [Launch(path) for path in sorted(paths, key=lambda path: path.name.rsplit("-", 3)[1:])]
+    return [launch for launch in found if launch.is_readable()]
 
 
 def create(

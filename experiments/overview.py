@@ -69,7 +69,7 @@ class Overseer:
                 slurm = _said(job) if job else covering.get(planned.run_id, "")
             rows.append(Row(planned, status, state, slurm, _left(planned, status)))
         for launch in launches:
-            notes += _problems(launch, jobs or ())
+            notes += _problems(launch, jobs)
         return Overview(rows, notes)
 
 
@@ -117,15 +117,21 @@ def _summary(launch: Launch, jobs: Sequence[Job]) -> str:
     return f"queued: {text}" + (f" ({', '.join(reasons)})" if reasons else "")
 
 
-def _problems(launch: Launch, jobs: Sequence[Job]) -> list[str]:
+def _problems(launch: Launch, jobs: Sequence[Job] | None) -> list[str]:
     """What the jobs of a launch complained of, and those that SLURM holds back."""
     found = []
-    for job in jobs:
+    for job in jobs or ():
         if job.name.startswith(launch.id) and "held" in job.reason.lower():
             found.append(f"job {job.id} is held ({job.reason}): scontrol release {job.id}")
-    for name, task in launch.tasks().items():
+    tasks = launch.tasks()
+    for name, task in tasks.items():
         found += [f"job {name}: {task[key]}" for key in ("problem", "warning") if task.get(key)]
     if launch.is_cancelled():
         return []
+    submitted = any(content.get("released") and content.get("jobs") for content in launch.rounds())
+    if jobs is not None and submitted and not tasks and not any(job.name.startswith(launch.id) for job in jobs):
+        found.append(
+            f"{launch.id}: its jobs ended without a sign. Do the nodes see {launch.path}? `cluster check` tells"
+        )
     refused = [content["refused"] for content in launch.rounds() if content.get("refused")]
     return [*found, *(f"{launch.id}: sbatch refused: {text}" for text in refused[-1:])]

@@ -13,7 +13,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from experiments import scheduler
-from experiments.check import probe
 from experiments.cluster import Cluster
 from experiments.job import follow_up, work
 from experiments.launches import Launch, LaunchCell, all_launches
@@ -32,7 +31,7 @@ from experiments.store import Json, is_process_alive
 FOLLOW_UP = ".next"  # ends the name of the follow-up job
 # What sbatch says, and the key of a profile that it is about.
 BLAME = {
-    "partition": "partition", "account": "account", "qos": "qos", "feature": "constraint", "constraint": "constraint",
+    "account": "account", "partition": "partition", "qos": "qos", "feature": "constraint", "constraint": "constraint",
     "time limit": "time_limit", "memory": "memory", "generic resource": "gpus_per_task", "gres": "gpus_per_task",
     "node count": "nodes", "cpu count": "cpus_per_task", "node configuration": "gpus_per_task",
     "unrecognized option": "options", "invalid option": "options",
@@ -58,9 +57,10 @@ def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up:
     launch.write_round(content)
     note = ""
     try:
-        for num_tasks, executor in arrays(launch, cells, limit):
+        planned = list(arrays(launch, cells, limit))
+        for indices, executor in planned:
             try:
-                job = _submit(executor, num_tasks, launch)
+                job = _submit(executor, indices, planned[-1][0].stop, launch)
             except FailedJobError as error:
                 if not (content["jobs"] and _is_limit(error)):
                     raise
@@ -98,8 +98,9 @@ def _release(launch: Launch, content: Json) -> str:
     return f"SLURM says of the jobs: {complaints[0]}. If they stay in the queue, they ask for too much  [{path}]"
 
 
-def arrays(launch: Launch, cells: Sequence[LaunchCell], limit: int) -> Iterator[tuple[int, submitit.SlurmExecutor]]:
-    """The arrays of a round, each with its number of tasks: cells of one shape share an array, up to MaxArraySize."""
+def arrays(launch: Launch, cells: Sequence[LaunchCell], limit: int) -> Iterator[tuple[range, submitit.SlurmExecutor]]:
+    """The arrays of a round, each with its tasks' numbers: cells of one shape share an array, up to MaxArraySize."""
+    first = 0
     profile = launch.cluster.profile
 
     def shape(cell: LaunchCell) -> int:
@@ -113,8 +114,8 @@ def arrays(launch: Launch, cells: Sequence[LaunchCell], limit: int) -> Iterator[
             left = min(profile.array_parallelism, math.ceil(num_cells / profile.cells_at_once))
         while left > 0:
             num_tasks = min(left, limit)
-            yield num_tasks, _workers(launch, ranks)
-            left -= num_tasks
+            yield range(first, first + num_tasks), _workers(launch, ranks)
+            first, left = first + num_tasks, left - num_tasks
 
 
 def _workers(launch: Launch, ranks: int) -> submitit.SlurmExecutor:
@@ -143,16 +144,24 @@ def _workers(launch: Launch, ranks: int) -> submitit.SlurmExecutor:
     return executor
 
 
-def submit_probe(launch: Launch, data: str, warning: int) -> str:
-    """Submit the one-minute job of `cluster check`, with what the profile asks for. Raises SlurmError if refused."""
-    executor = _workers(launch, launch.cluster.profile.nodes)
+def submit_probe(
+    launch: Launch, function: Callable[..., None], *arguments: str, tasks: int, minutes: int, warning: int
+) -> str:
+    """Submit a small job with what the profile asks for, to find something out. Raises SlurmError if refused."""
+    profile = launch.cluster.profile
+    executor = _workers(launch, profile.nodes)
     options = {name: value for name, value in executor.parameters["additional_parameters"].items() if name != "hold"}
     executor.update_parameters(
-        nodes=1, ntasks_per_node=1, time=1, signal_delay_s=warning, additional_parameters=options
+        nodes=1,
+        ntasks_per_node=tasks,
+        time=minutes,
+        signal_delay_s=warning,
+        additional_parameters=options,
+        **_given(gpus_per_node=profile.gpus_per_task * tasks or None),
     )
     try:
         with _clean_environment():
-            return str(executor.submit(probe, str(launch.path), data).job_id)
+            return str(executor.submit(function, *arguments).job_id)
     except (FailedJobError, FailedSubmissionError) as error:
         raise explained(_message(error), launch.cluster) from None
 
@@ -192,19 +201,18 @@ def _executor(launch: Launch) -> submitit.SlurmExecutor:
     return executor
 
 
-def _submit(executor: submitit.SlurmExecutor, num_tasks: int, launch: Launch) -> str:
+def _submit(executor: submitit.SlurmExecutor, indices: range, total: int, launch: Launch) -> str:
     """Submit an array; an array of one is a plain job. Returns its id without the number of a task."""
-    folder = [str(launch.path)] * num_tasks
     with _clean_environment():
-        jobs = executor.map_array(work, folder, range(num_tasks), [num_tasks] * num_tasks)
+        jobs = executor.map_array(work, [str(launch.path)] * len(indices), indices, [total] * len(indices))
     return str(jobs[0].job_id).partition("_")[0]
 
 
 def script(launch: Launch, cells: Sequence[LaunchCell]) -> str:
     """The sbatch script of the first array, for a dry run."""
-    num_tasks, executor = next(arrays(launch, cells, 1001))
-    if num_tasks > 1:
-        executor.parameters["map_count"] = num_tasks
+    indices, executor = next(arrays(launch, cells, 1001))
+    if len(indices) > 1:
+        executor.parameters["map_count"] = len(indices)
     text: str = executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
     return text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import json
@@ -199,7 +200,7 @@ def _observer() -> Observer:
 
 def _record_failure(attempt: Attempt, error: Exception) -> str:
     """Keep the traceback in the run's folder; returns the reason in a line."""
-    reason = _memory_advice(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+    reason = _advice(error) or f"{type(error).__name__}: {error}".splitlines()[0]
     try:
         attempt.fail("".join(traceback.format_exception(error)))
     except Exception as second:  # a full disk, most likely the failure itself
@@ -207,9 +208,11 @@ def _record_failure(attempt: Attempt, error: Exception) -> str:
     return f"{reason} (see {attempt.folder.path / 'failure.txt'})"
 
 
-def _memory_advice(error: Exception) -> str:
-    """What to change, for an error that says that memory ran out; empty for any other."""
+def _advice(error: Exception) -> str:
+    """What to change, for an error that says that memory or disk ran out; empty for any other."""
     text = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no room to write ({text}): `gc` frees what ended runs do not need"
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return (
             f"out of memory on the GPU ({text}): a smaller batch_size, fewer cells at a time (-j, or cells_per_gpu in a"

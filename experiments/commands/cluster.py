@@ -147,7 +147,7 @@ def _dry_run(made: Plan, cluster: Cluster) -> None:
         launch = Launch(Path(folder) / "LAUNCH")
         launch.cluster = cluster
         text = script(launch, cells).replace(folder, str(made.runs / ".launches"))
-        tasks = [num_tasks for num_tasks, _ in arrays(launch, cells, 1001)]
+        tasks = [len(indices) for indices, _ in arrays(launch, cells, 1001)]
     say(f"\n{text}")
     estimates = [estimate(planned.cell.settings, made.scale) for planned in todo]
     seconds, size = sum(item.seconds for item in estimates), sum(item.bytes for item in estimates)
@@ -261,6 +261,21 @@ def check(
         sys.exit(FAILURE)
 
 
+def selftest(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A profile with GPUs and `memory`.")],
+    runs: Runs = DEFAULT_RUNS,
+) -> None:
+    """Test on a cluster what one machine without a GPU cannot show: exclusive GPUs, NCCL, out-of-memory kills."""
+    from experiments.check import try_out
+    from experiments.cluster import load_cluster
+
+    chosen = load_cluster(name)
+    runs, _ = _places(chosen, runs, DEFAULT_DATA)
+    check_writable(runs)
+    if not try_out(chosen, runs, say):
+        sys.exit(FAILURE)
+
+
 def _places(chosen: Cluster, runs: Path, data: Path) -> tuple[Path, Path]:
     """Where runs and images are: as the command says, else as the profile does."""
     from experiments.launches import absolute
@@ -292,25 +307,23 @@ def logs(
     planned = made.cells[cell - 1]
     run = RunFolder(runs, planned.run_id)
     say(f"{planned.label}: {run.path}")
-    owner = run.owner(run.highest_lease())
-    paths = []
-    for launched, _ in current([planned], all_launches(runs)):
-        paths += [
-            launched.path / "jobs" / f"{owner.get('job')}_0_log.out",
-            launched.path / "cells" / f"{planned.run_id}.log",
-        ]
-    paths = [path for path in (*paths, run.path / "failure.txt") if path.exists()]
-    if not paths and not follow:
-        say("It has no log: it was not launched on a cluster, or has not begun.")
-    read = dict.fromkeys(paths, 0)
+    folders = [launched.path for launched, _ in current([planned], all_launches(runs))]
+    read: dict[Path, int] = {}
     while True:
-        for path in paths:
-            with open(path, "rb") as file:
-                file.seek(read[path])
-                new = file.read()
-            if new:
-                say(f"--- {path}\n{new.decode(errors='replace').rstrip()}")
-                read[path] += len(new)
+        job = run.owner(run.highest_lease()).get("job")  # of the newest attempt
+        for folder in folders:
+            read.setdefault(folder / "jobs" / f"{job}_0_log.out", 0)
+            read.setdefault(folder / "cells" / f"{planned.run_id}.log", 0)
+        for path in (*read, run.path / "failure.txt"):
+            if path.exists():
+                with open(path, "rb") as file:
+                    file.seek(read.get(path, 0))
+                    new = file.read()
+                if new:
+                    say(f"--- {path}\n{new.decode(errors='replace').rstrip()}")
+                read[path] = read.get(path, 0) + len(new)
         if not follow:
-            return
+            break
         time.sleep(2)
+    if not any(read.values()):
+        say("It has no log: it was not launched on a cluster, or has not begun.")

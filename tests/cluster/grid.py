@@ -103,7 +103,7 @@ class Grid:
             env=self.environment() | options.pop("env", {}),
             capture_output=True,
             text=True,
-            timeout=180,
+            timeout=400,
             **identity,
             **options,
         )

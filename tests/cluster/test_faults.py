@@ -168,6 +168,15 @@ def restarted_controller(grid: Grid) -> None:
     grid.slurm.call("slurmdbd")
 
 
+def supervised(grid: Grid) -> None:
+    """By `launch --supervise`, which stays."""
+    with ThreadPoolExecutor(1) as threads:
+        supervising = threads.submit(grid.launch, "--supervise")
+        grid.wait_until_past(15)
+        grid.slurm.call("scancel", f"--name={grid.latest().id}")
+        assert "submitting again" in supervising.result()
+
+
 def undisturbed(grid: Grid) -> None:
     grid.launch()
 
@@ -177,8 +186,9 @@ FAULTS: dict[Callable[[Grid], None], dict[str, Any]] = {
     preempted_by_cancel: {"partition": "spot", **nodes(2)},
     preempted_while_starting: nodes(9),
     silent_node: nodes(3, 4),
-    requeued_by_hand: ELSEWHERE,
-    time_limit: {"time_limit": 1, "grace": 5, **ELSEWHERE},
+    # One job, so not an array, in which two cells are packed.
+    requeued_by_hand: {"array_parallelism": 1, "cells_per_gpu": 2, "cpus_per_task": 2, **ELSEWHERE},
+    time_limit: {"time_limit": 1, "grace": 5, "array_parallelism": 1, **ELSEWHERE},
     killed_cell: ELSEWHERE,
     killed_job: ELSEWHERE,
     scancelled: ELSEWHERE,
@@ -186,12 +196,21 @@ FAULTS: dict[Callable[[Grid], None], dict[str, Any]] = {
     killed_launcher: ELSEWHERE,
     killed_before_release: ELSEWHERE,
     restarted_controller: ELSEWHERE,
+    supervised: ELSEWHERE,
     undisturbed: ELSEWHERE,
 }
 # SLURM sends the signal of a time limit up to a minute early, and calls a silent node down after a while: these two
 # have to take longer than that.
-SLEEP = {time_limit: 0.3, silent_node: 1.2}
-IS_GRACEFUL = (preempted_by_requeue, preempted_by_cancel, requeued_by_hand, time_limit, scancelled, cancelled)
+SLEEP = {time_limit: 0.25, silent_node: 1.2}
+IS_GRACEFUL = (
+    preempted_by_requeue,
+    preempted_by_cancel,
+    requeued_by_hand,
+    time_limit,
+    scancelled,
+    cancelled,
+    supervised,
+)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +233,7 @@ def grids(slurm: Slurm, folder: Path, local: object) -> Iterator[dict[str, Futur
         sleep = SLEEP.get(fault, 0.15)
         grid = Grid(slurm, folder / fault.__name__, options=OPTIONS, profile=profile, sleep=sleep)
         fault(grid)
-        grid.wait_until_done()
+        grid.wait_until_done(900)
         return grid
 
     with ThreadPoolExecutor(len(FAULTS)) as threads:
