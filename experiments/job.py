@@ -28,6 +28,7 @@ from simsiam.config import config_id
 from simsiam.data import fingerprint
 
 LOOK_SECONDS = 15.0  # between two looks for a tombstone
+UNCOUNTED_SECONDS = 60.0  # that a job may take to count a failure that it saw
 SEARCH_SECONDS = 5.0  # between two searches of the list for a cell, while there is none
 RETRIES, RETRY_SECONDS = 8, 60.0  # of the follow-up, when SLURM does not take its jobs
 MAX_IDLE_ROUNDS = 3  # rounds of a launch in which no cell made a step, before the follow-up stops
@@ -53,6 +54,7 @@ class _Worker:
         self.num_tasks, self.index = num_tasks, index
         self.taken = 0
         self.search_at = 0.0
+        self.uncounted: dict[tuple[str, int], float] = {}
         self.last_look = time.monotonic()
         self.warned = False
         self.costs: dict[str, float] = {}
@@ -111,16 +113,16 @@ class _Worker:
             if self.is_superseded():
                 self.stopping = "this job was started again elsewhere"
                 return
-            cell = self.next_cell()
-            if cell is None:
+            task = self.next_task()
+            if task is None:
                 self.search_at = time.monotonic() + SEARCH_SECONDS
                 return
             self.taken += 1
-            say(f"{cell.planned.label} ({cell.planned.run_id}): started")
-            self.pool.train(Task(cell.planned, retry_failed=True, attempts_before=cell.attempts_before))
+            say(f"{task.planned.label} ({task.planned.run_id}): started")
+            self.pool.train(task)
             self.report_cells()
 
-    def next_cell(self) -> LaunchCell | None:
+    def next_task(self) -> Task | None:
         """The first cell that nobody trains. What is done or given up leaves the list for good."""
         training = {planned.run_id for planned in self.pool.cells()}
         for cell in self.left[:]:
@@ -130,9 +132,23 @@ class _Worker:
             status = RunFolder(self.launch.runs, run_id).status(self.heartbeats)
             if status.state == "done" or self.launch.has_given_up(run_id):
                 self.left.remove(cell)
+            elif status.state == "failed" and status.lease > cell.attempts_before:
+                if self.is_counted(run_id, status.lease):
+                    return Task(cell.planned, retry_failed=True, attempts_before=cell.attempts_before)
             elif status.state != "running":
-                return cell
+                # A failure that comes to be known only now is not this job's to try again.
+                retry = status.state == "failed"
+                return Task(cell.planned, retry_failed=retry, attempts_before=cell.attempts_before)
         return None
+
+    def is_counted(self, run_id: str, attempt: int) -> bool:
+        """Whether a failure in this launch has been counted: by the job that saw it, or, if that died, by this one."""
+        if any(item.get("attempt") == attempt for item in self.launch.failures(run_id)):
+            return True
+        since = self.uncounted.setdefault((run_id, attempt), time.monotonic())
+        if time.monotonic() - since > UNCOUNTED_SECONDS:
+            self.launch.record_failure(run_id, "failed in a job that then died itself", attempt)
+        return False
 
     def waiting(self, *, anything: bool = False) -> bool:
         """Whether a cell may yet fall to this job: one whose owner, elsewhere, has not been seen to be alive."""
@@ -140,6 +156,9 @@ class _Worker:
         if limit is not None and self.taken >= limit and not anything:
             return False
         statuses = (RunFolder(self.launch.runs, cell.planned.run_id).status(self.heartbeats) for cell in self.left)
+        if self.uncounted:
+            self.uncounted = {key: since for key, since in self.uncounted.items() if not self.is_counted(*key)}
+            return True
         return any(status.state != "done" and (anything or not status.certain) for status in statuses)
 
     def is_superseded(self) -> bool:
@@ -163,12 +182,13 @@ class _Worker:
 
     def ended(self, news: News) -> None:
         run_id, label = news.planned.run_id, news.planned.label
+        attempt = RunFolder(self.launch.runs, run_id).highest_lease()
         self.costs.pop(run_id, None)
         self.search_at = 0.0
         if news.kind == "crashed":
             # A process that dies while the job is being ended was ended with it.
             if not self.stopping:
-                self.launch.record_failure(run_id, crash_advice(news.content, self.launch))
+                self.launch.record_failure(run_id, crash_advice(news.content, self.launch), attempt)
                 say(f"{label}: its process was {news.content}")
                 if self.launch.has_given_up(run_id):
                     self.mark_failed(news, crash_advice(news.content, self.launch))
@@ -178,7 +198,7 @@ class _Worker:
         if state == "elsewhere":  # another job was a moment earlier
             self.taken -= 1
         if state in ("failed", "given up"):
-            self.launch.record_failure(run_id, reason, final=state == "given up")
+            self.launch.record_failure(run_id, reason, attempt, final=state == "given up")
 
     def mark_failed(self, news: News, reason: str) -> None:
         """A process that crashes leaves no state behind; say so for it, once it is not tried again."""

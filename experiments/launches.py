@@ -137,10 +137,11 @@ class Launch:
         """What each job last said of itself, by its id."""
         return {path.stem: self.task(path.stem) for path in (self.path / "tasks").glob("[0-9]*.json")}
 
-    def record_failure(self, run_id: str, reason: str, *, final: bool = False) -> None:
+    def record_failure(self, run_id: str, reason: str, attempt: int, *, final: bool = False) -> None:
         """Count a failure of a cell; after a final one it is not tried again in this launch."""
         name = f"{run_id}.{secrets.token_hex(4)}"
-        write_json(self.path / "failures" / f"{name}.json", {"reason": reason, "final": final, "at": _now()}, "new")
+        content = {"reason": reason, "attempt": attempt, "final": final, "at": _now()}
+        write_json(self.path / "failures" / f"{name}.json", content, "new")
 
     def failures(self, run_id: str) -> list[Json]:
         """The failures of a cell in this launch."""

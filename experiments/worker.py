@@ -125,22 +125,20 @@ def _lack_of_progress(attempt: Attempt, attempts_before: int | None) -> str:
     if attempts_before is None:
         return ""
     earlier = range(attempts_before + 1, attempt.number)[-MAX_WITHOUT_PROGRESS:]
-    here = checkpoint.step(attempt.folder.path)
+    here = checkpoint.step(attempt.folder.path) or 0
     # An attempt that has no curves died before its first step.
     if len(earlier) < MAX_WITHOUT_PROGRESS or any(_resumed_at(attempt, number, here) != here for number in earlier):
         return ""
-    at = "before its first checkpoint" if here is None else f"after step {here}"
     return (
-        f"given up: {MAX_WITHOUT_PROGRESS} attempts ended {at} without a checkpoint after it. If a node was taken away"
-        f" each time, checkpoints must come more often than that"
+        f"given up: {MAX_WITHOUT_PROGRESS} attempts ended after step {here} without a checkpoint beyond it. If the node"
+        f" was taken away each time, checkpoints must come more often than that"
     )
 
 
-def _resumed_at(attempt: Attempt, number: int, default: int | None) -> int | None:
+def _resumed_at(attempt: Attempt, number: int, default: int) -> int:
     try:
         with open(attempt.folder.path / f"metrics.{number}.jsonl", encoding="utf-8") as file:
-            step: int | None = json.loads(file.readline())["resumed_at_step"]
-            return step
+            return int(json.loads(file.readline())["resumed_at_step"] or 0)
     except (OSError, ValueError, KeyError, TypeError):
         return default
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -100,18 +101,19 @@ def test_without_progress_a_cell_is_given_up(slurm: Slurm, folder: Path) -> None
     for run in grid.run_folders():
         assert run.status().state == "failed"
         assert "3 attempts ended after step 0" in (run.path / "failure.txt").read_text()
-        assert run.highest_lease() in (4, 5)  # the other job may have come to the same conclusion
+        assert run.highest_lease() == 4
 
 
 def test_an_ordinary_user(slurm: Slurm, folder: Path) -> None:
     # This interpreter may lie where an ordinary user cannot look: then the system's, with the same packages.
-    user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     works = f"import torch, submitit; open({str(ROOT / 'run_ablation.py')!r})"
     environment = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib"), "HOME": str(folder)}
-    for python in (sys.executable, shutil.which(version, path="/usr/bin") or sys.executable):
-        if not subprocess.run([*user, python, "-c", works], env=environment, capture_output=True).returncode:
-            break
+    for python in (sys.executable, f"/usr/bin/{version}"):
+        with contextlib.suppress(PermissionError, FileNotFoundError):
+            command = [python, "-c", works]
+            if not subprocess.run(command, env=environment, user=NOBODY, group=NOBODY).returncode:
+                break
     else:
         pytest.fail("neither this Python nor the system's can be run by an ordinary user: move the checkout")
     grid = Grid(
