@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -19,13 +18,10 @@ from typing import Any
 
 from experiments import scheduler
 from experiments.launches import Launch, LaunchCell
-from experiments.local import num_cores
+from experiments.node import check_node, images_on_the_node
 from experiments.pool import Machine, News, Pool, Task
-from experiments.provenance import ROOT
 from experiments.scheduler import SlurmError
 from experiments.store import Heartbeats, RunFolder, StoreError, slurm_job
-from simsiam.config import config_id
-from simsiam.data import fingerprint
 
 LOOK_SECONDS = 15.0  # between two looks for a tombstone
 UNCOUNTED_SECONDS = 60.0  # that a job may take to count a failure that it saw
@@ -65,12 +61,12 @@ class _Worker:
     def run(self) -> None:
         profile = self.launch.cluster.profile
         earlier = self.launch.task(self.job).get("cells", [])  # of this job before it was started again
-        self.report([], problem=None)
+        self.report(earlier, problem=None)
         try:
             check_node(self.launch)
-            data = local_copy(self.launch) if profile.local_data else Path(self.launch.spec["data"])
+            data = images_on_the_node(self.launch)
         except (StoreError, OSError) as error:
-            self.report([], problem=str(error))
+            self.report(earlier, problem=str(error))
             raise
         self.left = in_order(self.launch.cells, earlier, self.index / self.num_tasks)
         machine = Machine(
@@ -93,7 +89,6 @@ class _Worker:
         while self.pool.cells():
             self.hear()
         self.pool.dismiss()
-        self.report([], problem=None)
         if (
             self.stopping
             and not self.is_superseded()
@@ -244,6 +239,8 @@ class _Worker:
         )
 
     def report_cells(self, warning: str | None = None) -> None:
+        if self.stopping:
+            return  # what it trained last is what it begins with when it is started again
         self.report([planned.run_id for planned in self.pool.cells()], problem=None, warning=warning)
 
     # --- the end ---
@@ -283,58 +280,6 @@ def crash_advice(how: str, launch: Launch) -> str:
             f" `cells_per_gpu`  [{launch.cluster.at('memory')}]"
         )
     return f"its process was {how}"
-
-
-# --- the node ----------------------------------------------------------------------------------------------------
-
-
-def check_node(launch: Launch) -> None:
-    """Raises StoreError for what would make every cell of this job fail, or its numbers differ."""
-    profile, node = launch.cluster.profile, os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    if launch.path / "code" != ROOT:
-        raise StoreError(f"{node}: runs the code in {ROOT}, not the launch's copy: PYTHONPATH was changed by `setup`?")
-    if num_cores() < profile.cpus_per_task:
-        raise StoreError(
-            f"cpus_per_task: {profile.cpus_per_task} were asked for, but this job may use only {num_cores()} of {node}"
-            f"  [{launch.cluster.at('cpus_per_task')}]"
-        )
-    visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
-    if profile.on_gpu and len(visible) < profile.gpus_per_task:
-        raise StoreError(
-            f"gpus_per_task: {profile.gpus_per_task} were asked for, but SLURM gave {len(visible)} on {node}"
-            f"  [{launch.cluster.at('gpus_per_task')}]"
-        )
-    data = Path(launch.spec["data"])
-    for planned in {cell.planned.cell.settings.data: cell.planned for cell in launch.cells}.values():
-        settings = planned.cell.settings
-        found = fingerprint(settings.data, data)
-        if found is None:
-            raise StoreError(
-                f"{data}: the images of {settings.data.name} are not there on {node}; --data must name a folder that"
-                f" every node sees  [{launch.cluster.at('data')}]"
-            )
-        if config_id(settings, found) != planned.config_id:
-            raise StoreError(f"{data}: other images of {settings.data.name} are there on {node} than at the launch")
-
-
-def local_copy(launch: Launch) -> Path:
-    """The prepared images on the node's own disk: copied once, by whoever comes first."""
-    source = Path(launch.spec["data"])
-    root = Path(os.path.expandvars(str(launch.cluster.profile.local_data)))
-    for settings in {cell.planned.cell.settings.data for cell in launch.cells}:
-        known = fingerprint(settings, source)
-        if settings.name == "synthetic" or fingerprint(settings, root) == known:
-            continue
-        name = settings.path if settings.name == "folder" else settings.name
-        aside = root / f".{Path(str(name)).name}.{os.getpid()}"
-        say(f"copying {source / str(name)} to {root}")
-        root.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source / str(name), aside)
-        try:
-            os.replace(aside, root / str(name))
-        except OSError:  # another job of this node was first
-            shutil.rmtree(aside)
-    return root
 
 
 # --- afterwards --------------------------------------------------------------------------------------------------

@@ -10,19 +10,22 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from experiments import scheduler
 from experiments.cluster import Profile, cluster_names, load_cluster, minutes_from, warnings
 from experiments.documents import read
 from experiments.job import in_order
 from experiments.launches import Launch
+from experiments.node import copy_images
 from experiments.overview import Overseer
 from experiments.plan import make_plan
 from experiments.slurm import explained
 from experiments.store import DEAD_AFTER, Heartbeats, RunFolder, slurm_job
 from experiments.study import load_scale, load_study
 from simsiam import checkpoint
-from simsiam.config import Settings, SettingsError
+from simsiam.config import Settings, SettingsError, validate
+from simsiam.data import load, prepare
 from tests.conftest import Command
 
 CELL = ["--scale", "smoke", "--set", "data.num_train=320", "--set", "evaluation.bank_size=200", "--set", "epochs=1"]
@@ -135,6 +138,24 @@ def test_a_worker_begins_with_what_it_trained_before() -> None:
     cells: Any = [type("Cell", (), {"planned": type("P", (), {"run_id": f"r{n}"})})() for n in range(6)]
     order = [cell.planned.run_id for cell in in_order(cells, ["r1"], 0.5)]
     assert order == ["r1", "r3", "r4", "r5", "r0", "r2"]
+
+
+@pytest.mark.parametrize("storage", ["memory", "files"])
+def test_images_are_copied_to_the_node_once(storage: str, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            folder = tmp_path / "shared" / "mine" / split / label
+            folder.mkdir(parents=True)
+            for n in range(3):
+                Image.new("RGB", (20, 20), (40 * n, 9, 9)).save(folder / f"{n}.png")
+    values = {"data.name": "folder", "data.path": "mine", "data.storage": storage, "data.image_size": 16}
+    settings = validate({**values, "batch_size": 2}).data
+    prepared = prepare(settings, tmp_path / "shared")
+    copy_images([settings], tmp_path / "shared", tmp_path / "node")
+    assert load(settings, tmp_path / "node").fingerprint == prepared.fingerprint
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "node").rglob("*")}
+    copy_images([settings], tmp_path / "shared", tmp_path / "node")
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "node").rglob("*")}
 
 
 # --- who owns a run, when the owner is a job ---------------------------------------------------------------------

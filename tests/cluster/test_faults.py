@@ -185,7 +185,7 @@ FAULTS: dict[Callable[[Grid], None], dict[str, Any]] = {
     preempted_by_requeue: nodes(1),
     preempted_by_cancel: {"partition": "spot", **nodes(2)},
     preempted_while_starting: nodes(9),
-    silent_node: nodes(3, 4),
+    silent_node: {"grace": 2, **nodes(3, 4)},
     # One job, so not an array, in which two cells are packed.
     requeued_by_hand: {"array_parallelism": 1, "cells_per_gpu": 2, "cpus_per_task": 2, **ELSEWHERE},
     time_limit: {"time_limit": 1, "grace": 5, "array_parallelism": 1, **ELSEWHERE},
@@ -257,6 +257,7 @@ def test_it_ends_done_with_the_curves_of_an_undisturbed_run(
     elif fault is silent_node:
         # Until the heartbeat finds the lease lost (5 s), on top of what was made since the last checkpoint.
         assert grid.attempts() == 4
+        assert any("more than half of the grace time of 2 s" in str(task) for task in grid.latest().tasks().values())
         assert grid.repeated() <= 2 * (STEPS_PER_EPOCH + 5 / grid.sleep)
     elif fault in (killed_cell, killed_job):
         assert grid.attempts() == 4
