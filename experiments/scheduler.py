@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.store import slurm_job
 
 TIMEOUT = 30.0  # seconds, for a controller that is busy
+AWAY = ("unable to contact", "socket timed out", "connection refused", "did not answer", "zero bytes")
 
 
 class SlurmError(RuntimeError):
@@ -59,6 +61,23 @@ def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
     return done.stdout
 
 
+def insist(command: Sequence[str], timeout: float = TIMEOUT) -> str:
+    """As :func:`call`, for what may be asked twice: three times, if the controller is away. Raises SlurmError."""
+    for _ in range(2):
+        try:
+            return call(command, timeout)
+        except SlurmError as error:
+            if not is_away(error):
+                raise
+            time.sleep(5)
+    return call(command, timeout)
+
+
+def is_away(error: SlurmError) -> bool:
+    """Whether the controller did not answer, rather than refuse."""
+    return any(words in str(error).lower() for words in AWAY)
+
+
 def my_jobs() -> list[Job]:
     """All jobs of this user that wait or run, the tasks of arrays one by one. Raises SlurmError."""
     output = call(["squeue", "--me", "--array", "--noheader", "--format", "%i|%u|%T|%r|%L|%N|%j"])
@@ -79,13 +98,13 @@ def requeue(job: str) -> None:
 
 def release(job: str) -> None:
     """Let a held job start. Raises SlurmError."""
-    call(["scontrol", "release", job])
+    insist(["scontrol", "release", job])
 
 
 def scancel(jobs: Sequence[str]) -> None:
     """Cancel jobs. Raises SlurmError."""
     for first in range(0, len(jobs), 200):
-        call(["scancel", *jobs[first : first + 200]], timeout=120)
+        insist(["scancel", *jobs[first : first + 200]], timeout=120)
 
 
 def settings() -> Mapping[str, str]:

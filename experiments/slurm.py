@@ -74,9 +74,12 @@ def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up:
             except FailedJobError as error:
                 note = f"the follow-up job was refused ({_message(error)}): `launch` again when the jobs have ended"
     except (FailedJobError, FailedSubmissionError) as error:
+        refusal = explained(_message(error), launch.cluster)
+        if scheduler.is_away(refusal):  # whether it has taken the jobs or not: the next launch cancels them
+            raise refusal from None
         scheduler.scancel(content["jobs"])
         launch.write_round({**content, "complete": True, "released": True, "refused": _message(error)})
-        raise explained(_message(error), launch.cluster) from None
+        raise refusal from None
     except FileNotFoundError:
         raise SlurmError("sbatch: no such command: there is no SLURM here. `launch` needs a login node") from None
     launch.write_round({**content, "complete": True})
@@ -89,8 +92,10 @@ def _release(launch: Launch, content: Json) -> str:
     for job in content["jobs"]:
         try:
             scheduler.release(job)
-        except SlurmError as error:  # it is in the queue, but nothing there now can run it
-            complaints.append(str(error))
+        except SlurmError as error:
+            if scheduler.is_away(error):
+                raise SlurmError(f"{error}. The jobs are submitted, but held: `launch` again lets them start") from None
+            complaints.append(str(error))  # it may start, but nothing there now can run it
     launch.write_round({**content, "released": True})
     if not complaints:
         return ""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 FILES_PER_RUN = 14  # settings, provenance, state, result, two checkpoints, and of each attempt a lease and curves
 SUPERVISE_SECONDS = 60.0
+MAX_RESUBMISSIONS = 20
 
 ClusterName = Annotated[
     str, typer.Option("--cluster", metavar="NAME", help="A profile: an example that ships, or a .yaml file.")
@@ -193,15 +194,18 @@ def _supervise(made: Plan) -> None:
         missing = {item.id: item.missing() for item in launches}
         if not any(missing.values()):
             break
-        jobs = scheduler.my_jobs()
-        for item in launches:
-            if missing[item.id] and not slurm.jobs_of(item, jobs):
-                idle += 1
-                if idle > 20:
-                    say(f"{item.id}: submitted again 20 times, and still not done: giving up")
-                    sys.exit(FAILURE)
-                say(f"{item.id}: {count(len(missing[item.id]), 'cell')} lost; submitting again")
-                slurm.submit_round(item, missing[item.id], with_follow_up=False)
+        try:
+            jobs = scheduler.my_jobs()
+            for item in launches:
+                if missing[item.id] and not slurm.jobs_of(item, jobs):
+                    idle += 1
+                    if idle > MAX_RESUBMISSIONS:
+                        say(f"{item.id}: submitted again {MAX_RESUBMISSIONS} times, and still not done: giving up")
+                        sys.exit(FAILURE)
+                    say(f"{item.id}: {count(len(missing[item.id]), 'cell')} lost; submitting again")
+                    slurm.submit_round(item, missing[item.id], with_follow_up=False)
+        except scheduler.SlurmError as error:
+            say(f"{error}; trying again")
         time.sleep(SUPERVISE_SECONDS)
     say("Nothing is left to do.")
 

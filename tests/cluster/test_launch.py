@@ -71,7 +71,7 @@ def test_a_failing_cell_fails_alone_and_is_submitted_again(slurm: Slurm, folder:
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (broken / name / "not empty").mkdir(parents=True)
     grid.launch()
-    wait_for(lambda: not grid.slurm.call("squeue", "-h", "-n", f"{grid.latest().id},{grid.latest().id}.next"), 120)
+    wait_for(lambda: not grid.slurm.call("squeue", "-h", "-n", f"{grid.latest().id},{grid.latest().id}.next"), 400)
     states = {run.run_id: run.status().state for run in grid.run_folders()}
     assert states == {cells[0]["run"]: "failed", cells[1]["run"]: "done"}
     assert len(grid.latest().failures(cells[0]["run"])) == 2  # its budget; then the rest of the launch leaves it alone
@@ -97,7 +97,7 @@ def test_without_progress_a_cell_is_given_up(slurm: Slurm, folder: Path) -> None
     )
     (grid.folder / "cluster.yaml").write_text(text)
     grid.launch()
-    wait_for(lambda: not grid.slurm.call("squeue", "-h", "-n", f"{grid.latest().id},{grid.latest().id}.next"), 180)
+    wait_for(lambda: not grid.slurm.call("squeue", "-h", "-n", f"{grid.latest().id},{grid.latest().id}.next"), 400)
     for run in grid.run_folders():
         assert run.status().state == "failed"
         assert "3 attempts ended after step 0" in (run.path / "failure.txt").read_text()
