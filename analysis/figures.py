@@ -232,7 +232,7 @@ def _finish_loss(
         margin = 0.05 * (high - low or 1.0)
         ax.set_ylim(low - margin, high + margin)
     if loss == "cosine":
-        _reference_lines(ax, [(-1.0, "minimum", "--")])
+        reference_lines(ax, [(-1.0, "minimum", "--")])
     for group in groups:
         for run in diverged & set(group.runs):
             _mark_divergence(ax, group, points[points["run"] == run])
@@ -252,7 +252,7 @@ def _finish_std(ax: Axes, curves: dict[Group, list[Curve]]) -> None:
     ax.set_ylabel(LABELS["z_std_relative"])
     highest = max((curve[:, 1].max() for of_group in curves.values() for curve in of_group), default=1.0)
     ax.set_ylim(0, 1.08 * max(highest, 1.0))
-    _reference_lines(ax, [(1.0, "1/√d", "--")])
+    reference_lines(ax, [(1.0, "1/√d", "--")])
 
 
 def _finish_knn(ax: Axes, runs: pd.DataFrame) -> None:
@@ -262,7 +262,7 @@ def _finish_knn(ax: Axes, runs: pd.DataFrame) -> None:
         if high - low > 0.1:  # runs on different data have different lines
             ax.axhspan(low, high, color=style.REFERENCE, alpha=0.12, linewidth=0)
         lines.append(((low + high) / 2, name, dashes))
-    _reference_lines(ax, lines)
+    reference_lines(ax, lines)
     bottom, top = ax.get_ylim()
     ax.set_ylim(max(bottom, 0.0), min(top, 100.0))
 
@@ -283,7 +283,7 @@ def reference_values(runs: pd.DataFrame) -> Iterator[tuple[str, tuple[float, flo
             yield name, (float(ends[0]), float(ends[1])), dashes
 
 
-def _reference_lines(ax: Axes, lines: Sequence[tuple[float, str, Any]]) -> None:
+def reference_lines(ax: Axes, lines: Sequence[tuple[float, str, Any]]) -> None:
     """Horizontal lines with their names in the right margin, moved apart where they would overlap."""
     for value, _, dashes in lines:
         ax.axhline(value, color=style.REFERENCE, linestyle=dashes, linewidth=0.8, zorder=1)

@@ -109,6 +109,32 @@ def read_run(folder: Path) -> tuple[list[metrics.Point], dict[str, Any]]:
     return points, {**row, "note": "; ".join(notes)}
 
 
+# --- a run in words and hours ----------------------------------------------------------------------------------------
+
+
+def describe_state(run: pd.Series) -> str:
+    """What a run came to, or how far it is, in a few words."""
+    if run["state"] == "done":
+        outcome = "ended" if pd.isna(run["outcome"]) else str(run["outcome"])
+        return f"{outcome}, stopped early" if run["stopped_early"] and outcome != "diverged" else outcome
+    if run["state"] == "failed":
+        return "failed: see failure.txt"
+    if run["state"] in ("missing", "pending"):
+        return "not run"
+    state = "state unknown" if run["state"] == "unknown" else str(run["state"])
+    if pd.isna(run["epoch"]):
+        return state
+    planned = run.get("epochs", math.nan)
+    return f"{state}, epoch {int(run['epoch'])}" + ("" if pd.isna(planned) else f"/{int(planned)}")
+
+
+def device_hours(runs: pd.DataFrame) -> pd.Series[float]:
+    """Hours of a GPU for runs on one; of a core, which is time by threads, for runs on a CPU."""
+    seconds = runs["device_seconds"].fillna(runs["seconds"])
+    hours: pd.Series[float] = seconds.where(runs["device_type"] == "cuda", seconds * runs["threads"]) / 3600
+    return hours.astype(float)
+
+
 # --- the files of a run ------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import typer
 
-from experiments.commands import cluster, data, results, studies
+from experiments.commands import claims, cluster, data, garbage, results, studies, weights
 from experiments.options import FAILURE, STOPPED, USAGE
 from simsiam.config import SettingsError
 
@@ -34,10 +34,12 @@ app.command()(cluster.launch)
 app.command()(cluster.cancel)
 app.command()(cluster.logs)
 app.command()(results.report)
+app.command()(claims.verify)
 app.command("show-config")(studies.show_config)
-app.command()(results.evaluate)
-app.command()(results.export)
-app.command()(results.gc)
+app.command()(weights.evaluate)
+app.command("import")(weights.import_)
+app.command()(weights.export)
+app.command()(garbage.gc)
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
 cluster_app.command("check")(cluster.check)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from experiments.documents import Document, parse, read
+from experiments.documents import Document, parse_model, read
 from simsiam.config import SettingsError, nearest
 
 HERE = Path(__file__).parent / "clusters"
@@ -138,7 +138,7 @@ def load_cluster(name: str) -> Cluster:
                 f"{nearest(name, cluster_names())}  [--cluster]"
             )
     document = read(path)
-    profile = parse(Profile, document, lambda keys: [] if keys else list(Profile.model_fields))
+    profile = parse_model(Profile, document, lambda keys: [] if keys else list(Profile.model_fields))
     cluster = Cluster(path.stem, profile, document)
     if profile.device == "cuda" and profile.gpus_per_task == 0:
         raise SettingsError(f"device: cuda needs gpus_per_task of at least 1  [{cluster.at('device')}]")

@@ -1,4 +1,4 @@
-"""Linear evaluation of runs that have ended, and export of their backbones; neither ever retrains a run.
+"""Linear evaluation of runs that have ended, import and export of weights; none of it ever retrains a run.
 
 The result of a protocol lies beside the run, as ``linear-<protocol>.json``: it belongs to the evaluation, not to what
 names the run.
@@ -6,22 +6,25 @@ names the run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 
+from experiments.layers import Value, layer_from_command_line, resolve
 from experiments.store import RunFolder, StoreError, read_json, write_json
+from experiments.study import Scale
 from simsiam import checkpoint
 from simsiam.config import Settings, SettingsError
 from simsiam.data import Dataset
 from simsiam.files import write_atomically
-from simsiam.interchange import export_detectron2, export_torchvision
+from simsiam.interchange import export_detectron2, export_torchvision, import_release
 from simsiam.linear import LinearProtocol, evaluate_linear
 from simsiam.siamese import Siamese
 
@@ -52,14 +55,64 @@ def evaluate_run(
     return result
 
 
+def settings_of(folder: Path) -> Settings:
+    """The settings of a run. Raises StoreError for a folder that holds none."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return Settings.model_validate_json(json.dumps(config))
+    except (OSError, ValueError, yaml.YAMLError):
+        raise StoreError(f"{folder}: is not the folder of a run (no config.yaml that can be read)") from None
+
+
 def load_model(folder: Path, settings: Settings, num_channels: int, num_images: int) -> Siamese:
     """The network of a run, from its newest checkpoint that loads. Raises StoreError if there is none."""
     state = checkpoint.load(folder)
     if state is None:
         raise StoreError(f"{folder}: there is no checkpoint that loads")
+    trained_on = state["model"]["backbone.conv1.weight"].shape[1]
+    if trained_on != num_channels:
+        raise StoreError(
+            f"{folder}: its network takes images of {trained_on} channels; those of {settings.data.name} have"
+            f" {num_channels}  [data.name]"
+        )
     model = Siamese(settings, num_channels, num_images)
     model.load_state_dict(state["model"])
     return model
+
+
+def import_checkpoint(source: Path, folder: Path, scale: Scale, overrides: Iterable[str]) -> Settings:
+    """Make the folder of a run from a checkpoint of the authors' release, for :func:`evaluate_run` and export.
+
+    The file decides the network; the scale and the overrides decide the rest, such as the images to evaluate on.
+    Raises StoreError if ``folder`` exists or ``source`` cannot be read, SettingsError for a file of another format or
+    an override of what the file decides.
+    """
+    if folder.exists():
+        raise StoreError(f"{folder}: exists already; nothing is overwritten")
+    digest = hashlib.sha256()
+    with open(source, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    try:
+        network, weights = import_release(source)
+    except ValueError as error:
+        raise SettingsError(f"{error}  [{source}]") from None
+    chosen = layer_from_command_line(overrides)
+    for path in chosen.keys() & network.keys():
+        raise SettingsError(f"{path}: is {network[path]!r} in the checkpoint  [{chosen[path].origin}; {source}]")
+    of_file = {path: Value(value, str(source)) for path, value in network.items()}
+    sections = {path.partition(".")[0] for path in network}
+    of_scale = {path: value for path, value in scale.layer.items() if path.partition(".")[0] not in sections}
+    settings = resolve((of_scale, of_file, chosen)).settings
+    model = Siamese(settings, num_channels=3)
+    model.load_state_dict(weights)
+    folder.mkdir(parents=True)
+    checkpoint.save(folder, {"model": model.state_dict(), "step": 0}, 1)
+    imported = {"file": source.name, "sha256": digest.hexdigest()}
+    write_json(folder / "provenance.json", {"references": {}, "attempts": [], "imported": imported}, "1")
+    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+    write_atomically(folder / "config.yaml", lambda file: file.write(text), aside="1", mode="w")
+    return settings
 
 
 def export_backbone(folder: Path, out: Path, form: str) -> None:
@@ -69,11 +122,7 @@ def export_backbone(folder: Path, out: Path, form: str) -> None:
     """
     if out.exists():
         raise StoreError(f"{out}: exists already; nothing is overwritten")
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        settings = Settings.model_validate_json(json.dumps(config))
-    except (OSError, ValueError, yaml.YAMLError):
-        raise StoreError(f"{folder}: is not the folder of a run (no config.yaml that can be read)") from None
+    settings = settings_of(folder)
     state = checkpoint.load(folder)
     if state is None:
         raise StoreError(f"{folder}: there is no checkpoint that loads")

@@ -131,9 +131,12 @@ class _Grid:
             self.view.progressed(planned, news.content)
             return
         if news.kind == "crashed":
-            self._take_up_again(planned, news.content)
+            self._take_up_again(planned, f"its worker process was {news.content}")
             return
         state, reason = news.content
+        if state == "interrupted":
+            self._take_up_again(planned, reason)
+            return
         if state == "elsewhere":
             self._sort(planned)
             return
@@ -145,12 +148,11 @@ class _Grid:
             self.summary.failures[planned.run_id] = reason
         self.view.ended(planned, state, reason)
 
-    def _take_up_again(self, planned: PlannedCell, how: str) -> None:
-        """The worker process of a cell is gone; the cell goes on from its checkpoint, unless that keeps happening."""
+    def _take_up_again(self, planned: PlannedCell, reason: str) -> None:
+        """A cell lost its worker or a rank; it goes on from its checkpoint, unless that keeps happening."""
         self.crashes[planned.run_id] = self.crashes.get(planned.run_id, 0) + 1
         if self.crashes[planned.run_id] < MAX_CRASHES and not self.pool.stop.is_set():
             self.queue.appendleft(planned)
             return
-        reason = f"its worker process was {how}"
         self.summary.failures[planned.run_id] = reason
         self.view.ended(planned, "failed", reason)

@@ -41,6 +41,10 @@ Jobs = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("-j", "--jobs", min=1, help="Cells trained at the same time. Default: one a core, or one a GPU."),
 ]
+RanksEach = Annotated[
+    int,
+    typer.Option("--ranks", min=1, metavar="N", help="Processes that train each cell together, a core or a GPU each."),
+]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Take up cells that failed before, too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
@@ -98,6 +102,23 @@ def prepared_plan(
                 f" {settings.data.name}"
             )
     return made
+
+
+def require_runs(plans: list[Plan], purpose: str) -> None:
+    """Refuse to judge what was never begun: a wrong folder must not look like a study without results.
+
+    Raises StoreError if no run of any plan has been started.
+    """
+    from experiments.store import StoreError
+
+    if any(status.state != "pending" for made in plans for status in made.statuses().values()):
+        return
+    first = plans[0]
+    which = first.studies[0].name if len(plans) == 1 else "any study"
+    lacking = next((f" (its images are not in {made.data})" for made in plans if made.unprepared), "")
+    raise StoreError(
+        f"{first.runs}: holds no run of {which} at scale {first.scale.name} to {purpose}{lacking}  [--runs]"
+    )
 
 
 def same_options(scale: Scale, seeds: str | None, overrides: list[str] | None, runs: Path, data: Path) -> list[str]:

@@ -116,7 +116,7 @@ class Estimate:
     """What runs will take, from the scale's measured speed and from the number of parameters."""
 
     seconds: float  # of one run after another, on the device that the scale's speed was measured on
-    bytes: int
+    bytes: int  # on disk
 
 
 def estimate(settings: Settings, scale: Scale) -> Estimate:
@@ -124,14 +124,35 @@ def estimate(settings: Settings, scale: Scale) -> Estimate:
     num_train = settings.data.num_train or scale.num_train
     num_evaluations = settings.epochs // settings.evaluation.every_epochs + 1
     evaluated = (settings.evaluation.bank_size or num_train) + (settings.evaluation.query_size or num_train // 6)
-    # An evaluation is one forward of one view: a sixth of a step's two forwards and two backwards.
-    images = settings.epochs * num_train + num_evaluations * evaluated / 6
-    # Weights and momentum, float32, in the newest checkpoint and the one before.
-    return Estimate(images / scale.speed.images_per_s, 2 * 2 * 4 * num_parameters(settings))
+    # An evaluation is one forward; a scale's speed is that of the baseline's step.
+    passes = settings.epochs * num_train * num_passes(settings) + num_evaluations * evaluated
+    weights = num_parameters(settings)
+    copies = 2 + (settings.target.encoder == "momentum") + (settings.target.cache_steps > 1)  # with SGD's momentum
+    kept = copies * weights + settings.target.queue_size * settings.projector.output_dim
+    # float32, in the newest checkpoint and the one before
+    return Estimate(
+        passes / num_passes(Settings()) / scale.speed.images_per_s, 2 * (4 * kept + average_bytes(settings, num_train))
+    )
+
+
+def num_passes(settings: Settings) -> int:
+    """Forward passes of a step for each image; a backward counts as two. 6 for SimSiam: two views, both trained."""
+    pairs = 2 if settings.loss.symmetry == "asymmetric-2x" else 1
+    trained_views = 1 if settings.loss.symmetry != "symmetric" and settings.target.stop_gradient else 2
+    # Keys are made of both views; so are cached targets, on top of the step's own forwards.
+    of_targets = 2 * bool(
+        settings.target.encoder == "momentum" or settings.target.cache_epoch or settings.target.cache_steps
+    )
+    return pairs * (2 + 2 * trained_views + of_targets)
+
+
+def average_bytes(settings: Settings, num_train: int) -> int:
+    """Of the moving averages of each image's z (Sec. 5.2), in memory and in a checkpoint; 0 without them."""
+    return 4 * num_train * settings.projector.output_dim if settings.target.image_average else 0
 
 
 def num_parameters(settings: Settings) -> int:
-    """Trained numbers of backbone, projector and predictor, biases left out."""
+    """Trained numbers of backbone, projector, prototypes and predictor, biases left out."""
     backbone = settings.backbone
     known = {"resnet18": (11_176_512, 512), "resnet34": (21_284_672, 512), "resnet50": (23_508_032, 2048)}
     if backbone.name in known:
@@ -146,7 +167,10 @@ def num_parameters(settings: Settings) -> int:
     projector, predictor = settings.projector, settings.predictor
     dims = [features, *[projector.hidden_dim] * (projector.num_layers - 1), projector.output_dim]
     total += sum(into * out for into, out in itertools.pairwise(dims))
-    return total + (0 if predictor.kind == "none" else 2 * projector.output_dim * predictor.hidden_dim)
+    total += settings.target.num_prototypes * projector.output_dim
+    dim = settings.target.num_prototypes or projector.output_dim  # that h works in
+    of_predictor = {"none": 0, "bias": dim, "linear": dim**2}
+    return total + of_predictor.get(predictor.kind, 2 * dim * predictor.hidden_dim)
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -34,8 +34,9 @@ class Machine:
     runs: Path
     data: Path
     num_workers: int
-    threads: int  # of each worker
+    threads: int  # of each worker, and of each of its ranks
     device: str  # cpu or cuda
+    ranks: int = 1  # processes that train a cell together: the worker and others that it starts
     checkpoint_seconds: float = 60.0  # between two checkpoints within an epoch
     logs: Path | None = None  # a folder for what each cell prints; None: it goes where the launcher's output goes
 
@@ -77,7 +78,7 @@ class Pool:
         self.machine, self.command, self.warm = machine, command, warm
         self._context: Any = multiprocessing.get_context("spawn" if warm else "forkserver")
         if not warm:
-            self._context.set_forkserver_preload(["experiments.worker", "simsiam.data"])
+            self._context.set_forkserver_preload(["experiments.ranks", "simsiam.data"])
         with signals_held_back():  # an event brings a process with it that tidies up
             self.stop: Event = self._context.Event()
         self._workers: list[_Worker] = []
@@ -131,7 +132,9 @@ class Pool:
                     planned = worker.cell
                     if kind == "ended":
                         worker.cell = None
-                        if not self.warm:
+                        # After such an end of one, the ranks of a worker no longer understand each other.
+                        are_broken = self.machine.ranks > 1 and content[0] in ("failed", "interrupted")
+                        if not self.warm or are_broken:
                             self._dismiss([worker])
                     yield News(planned, kind, content)
                     if worker not in self._workers:
@@ -191,14 +194,14 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
         signal.signal(number, signal.SIG_IGN)
     import torch
 
-    from experiments.worker import Surroundings, run_cell
+    from experiments.ranks import Group
+    from experiments.worker import Surroundings
     from simsiam.data import DataError, load
+    from simsiam.rendezvous import device_of
 
     load_cached = _remembering(load)
-    if machine.device == "cuda":
-        device = torch.device("cuda", index % torch.cuda.device_count())
-    else:
-        device = torch.device("cpu")
+    first_device = index * machine.ranks
+    device = device_of(machine.device, first_device)
     torch.set_num_interop_threads(1)
     last_told = 0.0
 
@@ -224,14 +227,17 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
             command=command,
         )
 
-    with contextlib.suppress(EOFError, BrokenPipeError):  # the launcher was killed
+    with (
+        contextlib.suppress(EOFError, BrokenPipeError),  # the launcher was killed
+        contextlib.closing(Group(machine.ranks, first_device, machine.data)) as group,
+    ):
         while (task := connection.recv()) is not None:
             planned: PlannedCell = task.planned
             if machine.logs is not None:
                 _log_to(machine.logs / f"{planned.run_id}.log")
             try:
                 dataset = load_cached(planned.cell.settings.data, machine.data)
-                ended = run_cell(planned.run_id, planned.cell.settings, dataset, where(task))
+                ended = group.run_cell(planned.run_id, planned.cell.settings, dataset, where(task))
             except (DataError, StoreError) as error:
                 ended = ("failed", str(error))
             connection.send(("ended", ended))

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from simsiam.config import Settings
+from simsiam.config import Settings, outside_id
 from simsiam.files import sync_folder, write_atomically
 
 DEAD_AFTER = 300.0  # seconds without a heartbeat, on the observer's own monotonic clock
@@ -189,7 +189,7 @@ class RunFolder:
             return Status("done", detail, result, lease)
         if lease == 0:
             return Status("pending", detail)
-        if detail.get("attempt") == lease and detail.get("state") in ("failed", "stopped"):
+        if detail.get("attempt") == lease and detail.get("state") in ("failed", "stopped", "interrupted"):
             return Status(detail["state"], detail, None, lease)
         owner = self.owner(lease)
         alive = False if _is_earlier_life(owner) else is_process_alive(owner)
@@ -233,7 +233,7 @@ class RunFolder:
             if (
                 not isinstance(found, dict)
                 or not isinstance(found.get("data"), dict)
-                or _without_place(_with_defaults(found)) != _without_place(wanted)
+                or _naming(_with_defaults(found)) != _naming(wanted)
             ):
                 raise StoreError(f"{path}: holds other settings than this run's; move the folder away")
         else:
@@ -273,10 +273,14 @@ def _with_defaults(found: Json) -> Json:
     }
 
 
-def _without_place(config: Json) -> Json:
-    """Settings without the path of an image folder, which may move: the data's fingerprint is in the run's id."""
-    data = {key: value for key, value in config["data"].items() if key != "path"}
-    return {**config, "data": data}
+def _naming(config: Json) -> Json:
+    """Settings without those that name no run, such as the path of an image folder, whose fingerprint is in the id."""
+    return {
+        key: {leaf: item for leaf, item in value.items() if f"{key}.{leaf}" not in outside_id()}
+        if isinstance(value, dict)
+        else value
+        for key, value in config.items()
+    }
 
 
 class Heartbeats:
@@ -311,6 +315,8 @@ class Attempt:
         self._heartbeat = 0
         self._started = time.monotonic()
         self._seconds_before = float(before.get("seconds", 0.0))
+        self._device_seconds_before = float(before.get("device_seconds", self._seconds_before))
+        self.num_ranks = 1  # processes that train it, each on a device of its own
         self.progress: Json = {}
 
     def check_ownership(self) -> None:
@@ -321,6 +327,10 @@ class Attempt:
     def seconds(self) -> float:
         """Wall time of the run so far, over all its attempts."""
         return self._seconds_before + time.monotonic() - self._started
+
+    def device_seconds(self) -> float:
+        """The same, counted once for each rank."""
+        return self._device_seconds_before + self.num_ranks * (time.monotonic() - self._started)
 
     def write_state(self, state: str) -> None:
         """Publish the state, the progress and a new count of the heartbeat."""
@@ -333,6 +343,7 @@ class Attempt:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "seconds": self.seconds(),
+            "device_seconds": self.device_seconds(),
             "beat_at": time.strftime("%Y-%m-%d %H:%M:%S"),  # for people; no program compares it
             **self.progress,
         }
@@ -359,6 +370,10 @@ class Attempt:
         write_json(self.folder.path / "result.json", {**result, "attempts": self.number}, str(self.number))
         (self.folder.path / "failure.txt").unlink(missing_ok=True)
         self.write_state("done")
+
+    def interrupt(self) -> None:
+        """Give the run up for others to claim at once: this process lives, but another rank of it is gone."""
+        self.write_state("interrupted")
 
     def fail(self, traceback: str) -> None:
         """Record an exception; a retry may take the run up again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import importlib
@@ -27,9 +28,11 @@ from experiments.store import Attempt, Heartbeats, LeaseLostError, RunFolder, re
 from simsiam import checkpoint, metrics
 from simsiam.config import Settings
 from simsiam.data import Dataset, Split
+from simsiam.distributed import LOST
 from simsiam.knn import raw_pixel_top1
 from simsiam.loading import subset
 from simsiam.metrics import Point
+from simsiam.rendezvous import ALONE, Team
 from simsiam.train import Hooks, train
 
 HEARTBEAT_SECONDS = 5.0
@@ -51,39 +54,59 @@ class Surroundings:
     command: str = ""
 
 
-def run_cell(run_id: str, settings: Settings, dataset: Dataset, where: Surroundings) -> tuple[str, str]:
+class RankFailedError(Exception):
+    """Another rank of a run has failed; the message is what it has reported."""
+
+
+def run_cell(
+    run_id: str, settings: Settings, dataset: Dataset, where: Surroundings, team: Team = ALONE
+) -> tuple[str, str]:
     """Train a run to its end, unless it is somebody else's. Returns its state and, for a failed one, why.
 
     The state is "done", "stopped", "failed", "given up" (failed, for lack of progress), or "elsewhere" (done already,
-    or owned by another process).
+    or owned by another process). With a ``team`` of several ranks this is rank 0's part, and the state may be
+    "interrupted": another rank is gone.
     """
     attempt = RunFolder(where.runs, run_id).claim(settings, Heartbeats(), retry_failed=where.retry_failed)
     if attempt is None:
+        team.ranks.broadcast(None)
         return "elsewhere", ""
+    attempt.num_ranks = team.ranks.world_size
     heart = _Heart(attempt)
     try:
         if reason := _lack_of_progress(attempt, where.attempts_before):
+            team.ranks.broadcast(None)  # there is nothing to train
             attempt.fail(f"{reason}\n")
             return "given up", reason
         heart.start()
-        state = _train(attempt, heart, settings, dataset, where)
+        state = _train(attempt, heart, settings, dataset, where, team)
     except LeaseLostError:
         heart.stop()
         return "elsewhere", ""
+    except LOST as error:
+        heart.stop()
+        if failure := team.first_failure():
+            return "failed", _record_failure(attempt, RankFailedError(failure))
+        with contextlib.suppress(LeaseLostError, OSError):
+            attempt.interrupt()
+        return "interrupted", str(error)
     except Exception as error:  # whatever it is, the other cells of the grid go on
         heart.stop()
         return "failed", _record_failure(attempt, error)
     return state, ""
 
 
-def _train(attempt: Attempt, heart: _Heart, settings: Settings, dataset: Dataset, where: Surroundings) -> str:
+def _train(
+    attempt: Attempt, heart: _Heart, settings: Settings, dataset: Dataset, where: Surroundings, team: Team
+) -> str:
     folder = attempt.folder.path
     # Sums depend on how many threads share them: a resumed run keeps the count it started with.
     earlier = attempt.provenance()["attempts"]
     threads = int(earlier[0]["threads"]) if earlier else where.threads
     torch.set_num_threads(threads)
+    team.ranks.broadcast((attempt.number, threads))
     references = reference_lines(settings, dataset, where.runs)
-    attempt.write_provenance(references, _provenance(where, dataset, threads))
+    attempt.write_provenance(references, _provenance(where, dataset, threads, team.ranks.world_size))
     num_steps = settings.epochs * (len(dataset.train) // settings.batch_size)
     attempt.progress = {"num_steps": num_steps, "epochs": settings.epochs}
 
@@ -98,7 +121,9 @@ def _train(attempt: Attempt, heart: _Heart, settings: Settings, dataset: Dataset
     )
     if where.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where.device)
-    outcome = train(settings, dataset, folder, attempt=attempt.number, device=where.device, hooks=hooks)
+    outcome = train(
+        settings, dataset, folder, attempt=attempt.number, device=where.device, hooks=hooks, ranks=team.ranks
+    )
     heart.stop()
     if outcome is None:
         attempt.write_state("stopped")
@@ -106,13 +131,13 @@ def _train(attempt: Attempt, heart: _Heart, settings: Settings, dataset: Dataset
     points = metrics.merge(folder)
     final: Point = {}
     for point in points:
-        final |= point
+        final |= _numbers(point)
     result = {
         "outcome": outcome,
         "stopped_early": final["step"] < num_steps,
         "final": final,
         "seconds": attempt.seconds(),
-        "device_seconds": attempt.seconds(),
+        "device_seconds": attempt.device_seconds(),
         "threads": threads,
         "peak_memory_bytes": _peak_memory(where.device),
     }
@@ -170,7 +195,7 @@ class _Watch:
         self._observe(self._attempt.folder.run_id, self._attempt.number, step, "checkpoint")
 
     def on_point(self, point: Point) -> None:
-        self._attempt.progress = {**self._attempt.progress, **point}
+        self._attempt.progress = {**self._attempt.progress, **_numbers(point)}
         self._where.on_progress(self._attempt.progress)
 
     def on_step(self, step: int) -> None:
@@ -194,6 +219,11 @@ def _observer() -> Observer:
     module, _, function = name.partition(":")
     observer: Observer = getattr(importlib.import_module(module), function)
     return observer
+
+
+def _numbers(point: Point) -> Point:
+    """A point without its spectrum, which is for the curves alone."""
+    return {name: value for name, value in point.items() if not isinstance(value, list)}
 
 
 def _record_failure(attempt: Attempt, error: Exception) -> str:
@@ -290,7 +320,7 @@ def reference_lines(settings: Settings, dataset: Dataset, runs: Path) -> dict[st
     return known
 
 
-def _provenance(where: Surroundings, dataset: Dataset, threads: int) -> dict[str, Any]:
+def _provenance(where: Surroundings, dataset: Dataset, threads: int, num_ranks: int) -> dict[str, Any]:
     device = where.device
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -304,6 +334,7 @@ def _provenance(where: Surroundings, dataset: Dataset, threads: int) -> dict[str
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "device_type": device.type,
         "threads": threads,
+        "ranks": num_ranks,
         "data_fingerprint": dataset.fingerprint,
         "slurm_job": slurm_job() or None,
         "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,

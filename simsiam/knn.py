@@ -14,7 +14,16 @@ TILE = 2**24  # similarities that are held at once: 64 MiB in float32
 def knn_top1(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int = 200, temperature: float = 0.1
 ) -> float:
-    """Share of queries (percent) that the k nearest of the bank classify rightly.
+    """Share of queries (percent) that the k nearest of the bank classify rightly; see :func:`knn_correct`."""
+    correct = knn_correct(bank, bank_labels, queries, labels, k=k, temperature=temperature)
+    return 100 * correct.item() / len(queries)
+
+
+@torch.inference_mode()
+def knn_correct(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int = 200, temperature: float = 0.1
+) -> Tensor:
+    """How many of the queries the k nearest of the bank classify rightly, an int64 scalar.
 
     bank: (M, d), queries: (N, d), any scale; labels: (M,), (N,) int64. Similarity is the cosine; each of the
     k = min(k, M) nearest votes for its class with weight exp(cosine / temperature).
@@ -28,7 +37,7 @@ def knn_top1(
         votes = torch.zeros(len(tile), num_classes, device=bank.device)
         votes.scatter_add_(1, bank_labels[nearest], (cosine / temperature).exp())
         correct += (votes.argmax(1) == truth).sum()
-    return 100 * correct.item() / len(queries)
+    return correct
 
 
 def raw_pixel_top1(

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as transforms
 from simsiam.augment import draw_pair, views, views_of_crops
 from simsiam.config import AugmentSettings, Settings
 from simsiam.data import Dataset, FileSplit, Split
+from simsiam.distributed import ONE_RANK, Ranks
 from simsiam.download import to_rgb
 from simsiam.randomness import derive, generator
 
@@ -24,7 +25,7 @@ PLAIN_BATCH = 512  # images in a batch of an evaluation; it changes no result
 
 
 class Batch(NamedTuple):
-    """The images of a step."""
+    """The images of a step; with several ranks this rank's part of them, B / ranks."""
 
     places: Tensor  # (B,) int64 on the CPU: which images of the training set
     pairs: tuple[tuple[Tensor, Tensor], ...]  # views (x1, x2), each (B, C, S, S): one pair, or two (Sec. 4.6, "2x")
@@ -37,14 +38,17 @@ class Source(Protocol):
         """The whole batches of an epoch from ``first_batch`` on."""
 
     def plain(self, split: Literal["bank", "query"]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Unaugmented images (n, C, S, S) and labels (n,) of the kNN's bank (training images) or its queries."""
+        """Unaugmented images (n, C, S, S) and labels (n,) of the kNN's bank (training images) or its queries.
+
+        With several ranks, this rank's share of them.
+        """
 
 
-def make_source(settings: Settings, dataset: Dataset, device: torch.device) -> Source:
+def make_source(settings: Settings, dataset: Dataset, device: torch.device, ranks: Ranks = ONE_RANK) -> Source:
     """The source for images in memory, or for those that stay in files."""
     if isinstance(dataset.train, FileSplit):
-        return FileSource(settings, dataset, device)
-    return MemorySource(settings, dataset, device)
+        return FileSource(settings, dataset, device, ranks)
+    return MemorySource(settings, dataset, device, ranks)
 
 
 def batches_of(settings: Settings, epoch: int, num_images: int, first_batch: int) -> Iterator[Tensor]:
@@ -73,7 +77,8 @@ def num_pairs(settings: Settings) -> int:
     return 2 if settings.loss.symmetry == "asymmetric-2x" else 1
 
 
-def _evaluated(settings: Settings, dataset: Dataset, split: Literal["bank", "query"]) -> np.ndarray:
+def evaluated(settings: Settings, dataset: Dataset, split: Literal["bank", "query"]) -> np.ndarray:
+    """Which images the kNN's bank or its queries are, over all ranks."""
     evaluation = settings.evaluation
     if split == "bank":
         return subset(len(dataset.train), evaluation.bank_size, split)
@@ -90,17 +95,17 @@ def _normalised(images: Tensor, dataset: Dataset) -> Tensor:
 class MemorySource:
     """Images that are held as uint8 arrays: views are made on the training device."""
 
-    def __init__(self, settings: Settings, dataset: Dataset, device: torch.device) -> None:
+    def __init__(self, settings: Settings, dataset: Dataset, device: torch.device, ranks: Ranks = ONE_RANK) -> None:
         assert isinstance(dataset.train, Split)
         assert isinstance(dataset.test, Split)
-        self.settings, self.dataset, self.device = settings, dataset, device
+        self.settings, self.dataset, self.device, self.ranks = settings, dataset, device, ranks
         self.train, self.test = dataset.train, dataset.test
         # On a GPU the images move there once; on a CPU they stay in the page cache, shared by all processes.
         self._on_device = None if device.type == "cpu" else torch.tensor(np.asarray(self.train.images), device=device)
 
     def epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         """See :class:`Source`."""
-        for index in batches_of(self.settings, epoch, len(self.train), first_batch):
+        for index in map(self.ranks.own, batches_of(self.settings, epoch, len(self.train), first_batch)):
             if self._on_device is None:
                 images = torch.from_numpy(self.train.images[index.numpy()])
             else:
@@ -125,7 +130,8 @@ class MemorySource:
     def plain(self, split: Literal["bank", "query"]) -> Iterator[tuple[Tensor, Tensor]]:
         """See :class:`Source`."""
         images, size = self.train if split == "bank" else self.test, self.settings.data.image_size
-        chosen = _evaluated(self.settings, self.dataset, split)
+        chosen = evaluated(self.settings, self.dataset, split)
+        chosen = chosen[self.ranks.share(len(chosen))]
         for start in range(0, len(chosen), PLAIN_BATCH):
             index = chosen[start : start + PLAIN_BATCH]
             batch = torch.from_numpy(images.images[index]).to(self.device)
@@ -137,12 +143,12 @@ class MemorySource:
 class FileSource:
     """Images that are decoded and cropped by loader processes; the rest of a view is made on the training device."""
 
-    def __init__(self, settings: Settings, dataset: Dataset, device: torch.device) -> None:
+    def __init__(self, settings: Settings, dataset: Dataset, device: torch.device, ranks: Ranks = ONE_RANK) -> None:
         assert isinstance(dataset.train, FileSplit)
         assert isinstance(dataset.test, FileSplit)
-        self.settings, self.dataset, self.device = settings, dataset, device
+        self.settings, self.dataset, self.device, self.ranks = settings, dataset, device, ranks
         self.train, self.test = dataset.train, dataset.test
-        self._batches = _Batches(settings, len(dataset.train))
+        self._batches = _Batches(settings, len(dataset.train), ranks)
         self._crops = self._loader(_Crops(dataset.train, settings), self._batches)
 
     def _loader(
@@ -180,7 +186,7 @@ class FileSource:
     def plain(self, split: Literal["bank", "query"]) -> Iterator[tuple[Tensor, Tensor]]:
         """See :class:`Source`."""
         images = self.train if split == "bank" else self.test
-        chosen = torch.from_numpy(_evaluated(self.settings, self.dataset, split))
+        chosen = self.ranks.own(torch.from_numpy(evaluated(self.settings, self.dataset, split)))
         labels = torch.tensor(images.labels)
         size = self.settings.data.image_size
         for index, batch in self._loader(_Centres(images, size), torch.split(chosen, PLAIN_BATCH)):
@@ -190,13 +196,13 @@ class FileSource:
 class _Batches(Sampler[Tensor]):
     """The batches of the epoch that is set, each with the epoch in front, which a loader process must know."""
 
-    def __init__(self, settings: Settings, num_images: int) -> None:
-        self.settings, self.num_images = settings, num_images
+    def __init__(self, settings: Settings, num_images: int, ranks: Ranks) -> None:
+        self.settings, self.num_images, self.ranks = settings, num_images, ranks
         self.epoch, self.first_batch = 0, 0
 
     def __iter__(self) -> Iterator[Tensor]:
         for index in batches_of(self.settings, self.epoch, self.num_images, self.first_batch):
-            yield torch.cat((torch.tensor([self.epoch]), index))
+            yield torch.cat((torch.tensor([self.epoch]), self.ranks.own(index)))
 
 
 class _Crops(TorchDataset[tuple[Tensor, Tensor]]):

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simsiam.config import LossSettings
+from simsiam.distributed import ONE_RANK, Ranks
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
@@ -45,17 +46,21 @@ def nt_xent(anchors1: Tensor, anchors2: Tensor, keys1: Tensor, keys2: Tensor, te
     return (first + nt_xent_direction(anchors2, keys1, keys2, temperature)) / 2
 
 
-def nt_xent_direction(p: Tensor, other_view: Tensor, own_view: Tensor, temperature: float) -> Tensor:
+def nt_xent_direction(
+    p: Tensor, other_view: Tensor, own_view: Tensor, temperature: float, first_image: int = 0
+) -> Tensor:
     """NT-Xent of one view's anchors, in nats: picking the other view of the same image among 2N - 1 keys.
 
-    p, other_view, own_view: (N, d), of any length. The keys of an anchor are those of both views of all images, but its
-    own. The logits are cosines over temperature.
+    p: (n, d), other_view, own_view: (N, d), of any length. The keys of an anchor are those of both views of all N
+    images, but its own. The anchors are of n consecutive images of these, from ``first_image`` on: of all of them on
+    one rank, of a rank's own among several. The logits are cosines over temperature.
     """
     p, other_view, own_view = (F.normalize(x, dim=1) for x in (p, other_view, own_view))
-    itself = torch.eye(len(p), dtype=torch.bool, device=p.device)
+    image = torch.arange(first_image, first_image + len(p), device=p.device)
+    itself = image[:, None] == torch.arange(len(own_view), device=p.device)
     others = (p @ own_view.T).masked_fill(itself, -torch.inf)
-    logits = torch.cat([p @ other_view.T, others], dim=1) / temperature  # (N, 2N)
-    return F.cross_entropy(logits, torch.arange(len(p), device=p.device))
+    logits = torch.cat([p @ other_view.T, others], dim=1) / temperature  # (n, 2N)
+    return F.cross_entropy(logits, image)
 
 
 def info_nce(p: Tensor, positive: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -84,18 +89,20 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def make_distance(settings: LossSettings) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def make_distance(settings: LossSettings, ranks: Ranks = ONE_RANK) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """D(p, target, others), one direction of the loss that the settings name, in float32 at least.
 
     p is a prediction; target what it is compared with, of the same image; others what it is told apart from: the queue
-    (K, d) of info-nce, the targets (N, d) of p's own view of nt-xent; the rest do not look at it.
+    (K, d) of info-nce, the targets (N, d) of p's own view of nt-xent; the rest do not look at it. All but the queue are
+    of this rank's images, and the result is the mean over them; nt-xent gathers the targets of all ranks by itself.
     """
     temperature = settings.temperature
 
     def compare(p: Tensor, target: Tensor, others: Tensor) -> Tensor:
         match settings.name:
             case "nt-xent":
-                return nt_xent_direction(p, target, others, temperature)
+                keys = ranks.gather(target), ranks.gather(others)
+                return nt_xent_direction(p, *keys, temperature, first_image=ranks.rank * len(p))
             case "info-nce":
                 return info_nce(p, target, others, temperature)
             case "swapped-prediction":

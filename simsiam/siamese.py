@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from simsiam.backbones import make_backbone, zero_last_bn
 from simsiam.batch_norm import convert, permutation
 from simsiam.config import Settings
+from simsiam.distributed import ONE_RANK, Ranks
 from simsiam.heads import make_predictor, make_projector
 from simsiam.losses import make_distance
 from simsiam.randomness import generator
@@ -23,7 +24,7 @@ Pair = tuple[Tensor, Tensor]
 class Output(NamedTuple):
     """What a step gives: the loss (scalar), projections z and targets t of both views, each (N, d).
 
-    With prototypes a target is a code, (N, num_prototypes).
+    With prototypes a target is a code, (N, num_prototypes). All are of this rank's images.
     """
 
     loss: Tensor
@@ -38,17 +39,20 @@ class Siamese(nn.Module):
 
     ``forward`` takes two views x1, x2, each (N, C, S, S), of the same N images. Each view is a forward of its own,
     x1 then x2, with its own batch statistics, unless ``batch_norm.one_forward`` says otherwise.
+
+    With several ``ranks`` the images are this rank's part of the batch, and the loss is the mean over them. Statistics
+    over the whole batch take ``batch_norm.synchronise`` as well.
     """
 
-    def __init__(self, settings: Settings, num_channels: int, num_images: int = 0) -> None:
+    def __init__(self, settings: Settings, num_channels: int, num_images: int = 0, ranks: Ranks = ONE_RANK) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.ranks = settings, ranks
         target, dim = settings.target, settings.projector.output_dim
         self.backbone, num_features = make_backbone(settings.backbone, num_channels)
         self.projector = make_projector(settings.projector, num_features)
         self.prototypes = Prototypes(dim, target.num_prototypes) if target.num_prototypes else nn.Identity()
         self.predictor = make_predictor(settings.predictor, target.num_prototypes or dim)
-        self.D = make_distance(settings.loss)
+        self.D = make_distance(settings.loss, ranks)
         initialise(self, settings)
         convert(self, settings.batch_norm.groups)
         self.target_encoder: nn.Module | None = None
@@ -115,8 +119,13 @@ class Siamese(nn.Module):
         if target.stop_gradient:
             t1, t2 = t1.detach(), t2.detach()
         if target.transform == "sinkhorn":
-            t1, t2 = (sinkhorn(t, target.sinkhorn_epsilon, target.sinkhorn_iterations) for t in (t1, t2))
+            t1, t2 = self.codes(t1), self.codes(t2)
         return t1, t2
+
+    def codes(self, scores: Tensor) -> Tensor:
+        """SwAV's codes of this rank's images, (N, num_prototypes), shared out over the whole batch."""
+        target, whole = self.settings.target, self.ranks.gather(scores)
+        return self.ranks.own(sinkhorn(whole, target.sinkhorn_epsilon, target.sinkhorn_iterations))
 
     @torch.no_grad()
     def keys(self, x: Tensor, step: int) -> Tensor:
@@ -125,9 +134,10 @@ class Siamese(nn.Module):
         if self.settings.batch_norm.groups == 1:
             t: Tensor = self.target_encoder(x)
             return t
-        order, back = permutation(self.settings.seed, step, len(x))
-        shuffled: Tensor = self.target_encoder(x[order.to(x.device)])
-        return shuffled[back.to(x.device)]
+        whole = self.ranks.gather(x)
+        order, back = permutation(self.settings.seed, step, len(whole))
+        shuffled: Tensor = self.target_encoder(self.ranks.own(whole[order.to(x.device)]))
+        return self.ranks.own(self.ranks.gather(shuffled)[back.to(x.device)])
 
     def others(self, own: Tensor) -> Tensor:
         """What else a prediction is told apart from: the queue (MoCo), or the targets of its own view (SimCLR)."""
@@ -145,10 +155,10 @@ class Siamese(nn.Module):
         if self.settings.target.momentum_update == "after-step":
             self._move_target(step, num_steps)
         if self.queue is not None:  # both terms of the loss used the same old queue
-            symmetric = self.settings.loss.symmetry == "symmetric"
-            self.queue.enqueue(torch.cat((output.t1, output.t2)) if symmetric else output.t2)
+            views = (output.t1, output.t2) if self.settings.loss.symmetry == "symmetric" else (output.t2,)
+            self.queue.enqueue(torch.cat([self.ranks.gather(keys) for keys in views]))
         if self.averages is not None:  # one draw of T' updates eta: the second view's (eq. 10)
-            self.averages.update(index, output.z2.detach())
+            self.averages.update(self.ranks.gather(index), self.ranks.gather(output.z2.detach()))
 
     def _move_target(self, step: int, num_steps: int) -> None:
         if self.target_encoder is not None:

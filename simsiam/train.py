@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,12 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from simsiam import checkpoint
-from simsiam.config import Settings
+from simsiam import checkpoint, monitor
+from simsiam.batch_norm import synchronise
+from simsiam.config import Settings, check_ranks
 from simsiam.data import Dataset
-from simsiam.diagnostics import effective_rank, is_collapsed, output_std
-from simsiam.knn import knn_top1
-from simsiam.loading import Batch, make_source
+from simsiam.diagnostics import is_collapsed
+from simsiam.distributed import ONE_RANK, Gradients, Ranks
+from simsiam.knn import knn_correct
+from simsiam.loading import Batch, evaluated, make_source
 from simsiam.metrics import MetricsWriter, Point, finite
 from simsiam.multistep import CachedTargets
 from simsiam.optim import make_optimizer, set_rates
@@ -29,9 +30,9 @@ Outcome = Literal["healthy", "collapsed", "diverged"]
 
 @dataclass
 class Hooks:
-    """What the surroundings of a run may do to it."""
+    """What the surroundings of a run may do to it; with several ranks each has its own."""
 
-    should_stop: Callable[[], bool] = lambda: False  # asked after each step
+    should_stop: Callable[[], bool] = lambda: False  # asked after each step; all stop when one is to
     before_publishing: Callable[[], None] = lambda: None  # raises if this attempt no longer owns the run
     on_point: Callable[[Point], None] = lambda point: None  # told of each logged point
     on_step: Callable[[int], None] = lambda step: None  # told of each step
@@ -47,39 +48,57 @@ def train(
     attempt: int,
     device: torch.device,
     hooks: Hooks | None = None,
+    ranks: Ranks = ONE_RANK,
 ) -> Outcome | None:
     """Train one run, from its checkpoint in ``folder`` if there is one, to its end.
 
     Writes ``metrics.<attempt>.jsonl`` and ``checkpoint.pt`` there. Returns how the run ended, or None if
     ``hooks.should_stop`` asked it to stop, in which case it has left a checkpoint to go on from.
+
+    With several ranks, all call it with the same arguments, but for the device and the hooks; rank 0 alone reads and
+    writes the folder. Raises RankLostError when one of them is gone.
     """
-    return Training(settings, dataset, folder, attempt, device, hooks or Hooks()).run()
+    return Training(settings, dataset, folder, attempt, device, hooks or Hooks(), ranks).run()
 
 
 class Training:
     """The state of a run between two steps."""
 
     def __init__(
-        self, settings: Settings, dataset: Dataset, folder: Path, attempt: int, device: torch.device, hooks: Hooks
+        self,
+        settings: Settings,
+        dataset: Dataset,
+        folder: Path,
+        attempt: int,
+        device: torch.device,
+        hooks: Hooks,
+        ranks: Ranks = ONE_RANK,
     ) -> None:
+        check_ranks(settings, ranks.world_size)
         self.settings, self.folder, self.attempt, self.device, self.hooks = settings, folder, attempt, device, hooks
-        self.source = make_source(settings, dataset, device)
-        self.model = (
-            Siamese(settings, dataset.num_channels, len(dataset.train)).to(device).to(memory_format=torch.channels_last)
-        )
+        self.ranks = ranks
+        self.source = make_source(settings, dataset, device, ranks)
+        self.num_queries = len(evaluated(settings, dataset, "query"))
+        self.num_bank = len(evaluated(settings, dataset, "bank"))
+        model = Siamese(settings, dataset.num_channels, len(dataset.train), ranks)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        synchronise(self.model, ranks, device)
+        self.gradients = Gradients(ranks, self.model.parameters())
         self.optimizer = make_optimizer(settings, self.model)
         self.steps_per_epoch = len(dataset.train) // settings.batch_size
         self.num_steps = settings.epochs * self.steps_per_epoch
         self.cache = CachedTargets(settings, self.steps_per_epoch)
         self.step = 0
         self.collapsed_evaluations = 0
+        self.embeddings: tuple[Tensor, Tensor] | None = None  # z and labels of the last evaluation, to be published
         # The step at which the loss first was NaN or infinite; on the device, so that no step waits for it.
         self.diverged_at = torch.full((), self.num_steps + 1, device=device)
-        resumed = checkpoint.load(folder)
+        # All go on from what rank 0 sees, whatever a network file system shows to the others.
+        resumed = ranks.broadcast(checkpoint.load(folder) if ranks.rank == 0 else None)
         self.is_new = resumed is None
         if resumed is not None:
             self.load_state(resumed)
-        self.metrics = MetricsWriter(folder, attempt, None if self.is_new else self.step)
+        self.metrics = MetricsWriter(folder, attempt, None if self.is_new else self.step) if ranks.rank == 0 else None
         self.last_checkpoint = self.last_log = time.monotonic()
         self.last_logged_step = self.step
 
@@ -113,7 +132,8 @@ class Training:
         try:
             return self._run()
         finally:
-            self.metrics.close()
+            if self.metrics is not None:
+                self.metrics.close()
 
     def _run(self) -> Outcome | None:
         evaluation = self.settings.evaluation
@@ -132,8 +152,10 @@ class Training:
                         return "diverged"
                 if epoch_ends and ((epoch + 1) % evaluation.every_epochs == 0 or ends):
                     self.evaluate(output)
-                stop = self.hooks.should_stop() and not ends
-                if stop or epoch_ends or time.monotonic() - self.last_checkpoint > self.hooks.checkpoint_seconds:
+                is_due = time.monotonic() - self.last_checkpoint > self.hooks.checkpoint_seconds
+                # Any rank may be asked to stop; when to save is rank 0's to say.
+                stop, is_due = self.ranks.any(self.hooks.should_stop() and not ends, is_due and self.ranks.rank == 0)
+                if stop or epoch_ends or is_due:
                     if self.diverged():
                         return "diverged"
                     self.save()
@@ -145,6 +167,7 @@ class Training:
         """One step of Algorithm 1: the loss of two views, its gradient, an update of f and h, and of what follows them.
 
         With two pairs of views (Sec. 4.6, "2x") the loss is the mean over both; the first one's output is returned.
+        The loss that is returned is the whole batch's, the rest is of this rank's images.
         """
         set_rates(self.optimizer, self.settings, self.step, self.steps_per_epoch, self.num_steps)
         with self.precision():
@@ -159,10 +182,12 @@ class Training:
         output = outputs[0]._replace(loss=loss)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        self.gradients.finish()
         self.optimizer.step()
         self.model.after_step(output, batch.places, self.step, self.num_steps)
         self.step += 1
-        first_bad = torch.where(loss.detach().isfinite(), self.num_steps + 1, self.step)
+        output = output._replace(loss=self.ranks.mean(loss.detach()))
+        first_bad = torch.where(output.loss.isfinite(), self.num_steps + 1, self.step)
         torch.minimum(self.diverged_at, first_bad, out=self.diverged_at)
         return output
 
@@ -189,8 +214,7 @@ class Training:
 
     def log(self, output: Output) -> None:
         """A point of the training curves, from the batch of the step just made."""
-        relative_std = self.relative_std(output)
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        z1, z2 = self.views_of_batch(output)
         now = time.monotonic()
         images = (self.step - self.last_logged_step) * self.settings.batch_size
         self._write(
@@ -199,18 +223,15 @@ class Training:
                 "step": self.step,
                 "loss": output.loss.item(),
                 "lr": self.optimizer.param_groups[0]["lr"],
-                "z_std": relative_std / math.sqrt(output.z1.shape[1]),
-                "z_std_relative": relative_std,
-                "grad_norm": torch.nn.utils.get_total_norm(gradients).item(),
+                **monitor.of_step(self.model, z1, z2, more=self.settings.evaluation.diagnostics),
                 "images_per_s": images / max(now - self.last_log, 1e-9),
             }
         )
         self.last_log, self.last_logged_step = time.monotonic(), self.step
 
-    def relative_std(self, output: Output) -> float:
-        """The output std of each view, their mean, times sqrt(d): 1 for an isotropic Gaussian z, 0 for a constant."""
-        std = (output_std(output.z1.detach()) + output_std(output.z2.detach())) / 2
-        return std.item() * math.sqrt(output.z1.shape[1])
+    def views_of_batch(self, output: Output) -> tuple[Tensor, Tensor]:
+        """z1, z2 (B, d) of the whole batch, of all ranks."""
+        return self.ranks.gather(output.z1.detach()), self.ranks.gather(output.z2.detach())
 
     def evaluate(self, output: Output | None) -> None:
         """kNN accuracy on backbone features, effective rank of held-out z, and whether z has collapsed.
@@ -221,23 +242,28 @@ class Training:
         evaluation = self.settings.evaluation
         self.model.eval()
         with torch.inference_mode():
-            bank, bank_labels = self.features("bank")
+            bank, bank_labels = (self.ranks.gather(part, self.num_bank) for part in self.features("bank"))
             queries, labels = self.features("query")
-            top1 = knn_top1(
+            correct = knn_correct(
                 bank, bank_labels, queries, labels, k=evaluation.knn_k, temperature=evaluation.knn_temperature
             )
-            rank = effective_rank(self.model.projector(queries[: 4 * self.settings.projector.output_dim]))
+            top1 = 100 * self.ranks.sum(correct).item() / self.num_queries
+            queries = self.ranks.gather(queries, self.num_queries)
+            labels = self.ranks.gather(labels, self.num_queries)
+            z = self.model.projector(queries[: 4 * self.settings.projector.output_dim])
+            point = {"knn_top1": top1, **monitor.of_projections(z, more=evaluation.diagnostics)}
         self.model.train()
-        self._write(
-            {"epoch": self.step / self.steps_per_epoch, "step": self.step, "knn_top1": top1, "effective_rank": rank}
-        )
+        self._write({"epoch": self.step / self.steps_per_epoch, "step": self.step, **point})
+        self.embeddings = (z, labels) if evaluation.diagnostics else None
         self.last_log += time.monotonic() - started  # so that images_per_s is the speed of training alone
         if output is not None:
-            collapsed = is_collapsed(self.settings, self.relative_std(output), rank)
+            collapsed = self.ranks.broadcast(
+                is_collapsed(self.settings, monitor.relative_std(*self.views_of_batch(output)), point["effective_rank"])
+            )
             self.collapsed_evaluations = self.collapsed_evaluations + 1 if collapsed else 0
 
     def features(self, split: Literal["bank", "query"]) -> tuple[Tensor, Tensor]:
-        """Pooled backbone features (N, num_features) of unaugmented images, and their labels."""
+        """Pooled backbone features (N, num_features) of this rank's share of unaugmented images, and their labels."""
         features, labels = [], []
         for images, truth in self.source.plain(split):
             with self.precision():
@@ -246,10 +272,14 @@ class Training:
         return torch.cat(features), torch.cat(labels)
 
     def save(self) -> None:
-        """Publish a checkpoint; the points up to its step are on disk before it is."""
-        self.hooks.before_publishing()
-        self.metrics.sync()
-        checkpoint.save(self.folder, self.state(), self.attempt)
+        """Publish a checkpoint; the points up to its step are on disk before it is. All ranks hold the same state."""
+        if self.metrics is not None:
+            self.hooks.before_publishing()
+            self.metrics.sync()
+            if self.embeddings is not None:
+                monitor.save_embeddings(self.folder, *self.embeddings, self.step, self.attempt)
+                self.embeddings = None
+            checkpoint.save(self.folder, self.state(), self.attempt)
         self.last_checkpoint = time.monotonic()
         self.hooks.on_saved(self.step)
 
@@ -258,5 +288,6 @@ class Training:
         return 0 < limit <= self.collapsed_evaluations
 
     def _write(self, point: dict[str, Any]) -> None:
-        self.metrics.write(point)
+        if self.metrics is not None:
+            self.metrics.write(point)
         self.hooks.on_point(finite(point))

@@ -10,9 +10,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.integrate import trapezoid
 
 from simsiam.config import Settings
-from simsiam.diagnostics import collapse_threshold, effective_rank, is_collapsed, output_std
+from simsiam.diagnostics import (
+    centre,
+    collapse_threshold,
+    effective_rank,
+    explained_variance_area,
+    is_collapsed,
+    output_std,
+    positive_cosine,
+    predictor_alignment,
+    spectrum,
+    uniformity,
+)
 
 Small = Callable[..., Settings]
 
@@ -74,3 +86,64 @@ def test_threshold_is_relative_without_affine(small: Small) -> None:
     assert not is_collapsed(small(), 0.9, 20)
     assert is_collapsed(small(), 0.01, 20)
     assert is_collapsed(small(), 0.9, 1.01)  # a healthy std does not prove health
+
+
+def draw(n: int, d: int, seed: int, mean: float = 0.5) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, 1, (n, d))
+
+
+SIZES = {"n": st.integers(2, 48), "d": st.integers(2, 48), "seed": st.integers(0, 2**31)}
+
+
+@settings(deadline=None, max_examples=25)
+@given(**SIZES)
+def test_spectrum_area_and_centre_against_numpy(n: int, d: int, seed: int) -> None:
+    z = draw(n, d, seed)
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    eigenvalues = np.linalg.eigvalsh(np.cov(unit.T, bias=True).reshape(d, d))[::-1]
+    found = spectrum(torch.from_numpy(z))
+    np.testing.assert_allclose(found.square().numpy(), eigenvalues, atol=1e-12)
+    singular = np.zeros(d)
+    own = np.linalg.svd(unit - unit.mean(0), compute_uv=False) / math.sqrt(n)
+    singular[: len(own)] = own
+    area = trapezoid(np.concatenate([[0], np.cumsum(singular) / singular.sum()]), dx=1 / d)
+    # The mean of the heights at 1..d is the trapezia's area and half of the last height more.
+    assert explained_variance_area(found) == pytest.approx(area + 0.5 / d, abs=1e-6)
+    assert centre(torch.from_numpy(z)).item() == pytest.approx(np.linalg.norm(unit.mean(0)) ** 2, abs=1e-5)
+    assert found.square().sum().item() == pytest.approx(1 - centre(torch.from_numpy(z)).item(), abs=1e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(**SIZES)
+def test_alignment_and_uniformity_against_numpy(n: int, d: int, seed: int) -> None:
+    z1, z2 = draw(n, d, seed), draw(n, d, seed + 1)
+    a, b = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z1, z2))
+    cosine = positive_cosine(torch.from_numpy(z1), torch.from_numpy(z2)).item()
+    assert 2 - 2 * cosine == pytest.approx(np.square(a - b).sum(1).mean(), abs=1e-5)
+    distances = np.square(a[:, None] - a[None]).sum(2)[~np.eye(n, dtype=bool)]
+    expected = math.log(np.exp(-2 * distances).mean())
+    assert uniformity(torch.from_numpy(z1)).item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_uniformity_and_area_at_their_ends() -> None:
+    assert uniformity(torch.ones(50, 8)).item() == pytest.approx(0, abs=1e-5)
+    d = 512
+    gaussian = torch.randn(2000, d, generator=torch.Generator().manual_seed(0))
+    assert uniformity(gaussian).item() == pytest.approx(-4 + 8 / d, abs=0.01)
+    assert explained_variance_area(torch.ones(d)) == pytest.approx((d + 1) / (2 * d))
+    assert explained_variance_area(torch.eye(1, d)[0]) == 1
+    assert explained_variance_area(spectrum(torch.ones(20, 4))) <= 1
+
+
+@settings(deadline=None, max_examples=25)
+@given(**SIZES)
+def test_predictor_alignment_against_numpy(n: int, d: int, seed: int) -> None:
+    z, weight = draw(n, d, seed), draw(d, d, seed + 1)
+    correlation = z.T @ z / n
+    expected = np.linalg.norm(weight @ correlation - correlation @ weight)
+    expected /= np.linalg.norm(weight) * np.linalg.norm(correlation)
+    found = predictor_alignment(torch.from_numpy(weight), torch.from_numpy(z)).item()
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert found <= math.sqrt(2) + 1e-5
+    polynomial = correlation @ correlation + correlation
+    assert predictor_alignment(torch.from_numpy(polynomial), torch.from_numpy(z)).item() == pytest.approx(0, abs=1e-4)

@@ -15,6 +15,7 @@ from simsiam import checkpoint
 from simsiam.config import validate
 from simsiam.siamese import Siamese
 from tests.conftest import SMALL, Command
+from tests.test_interchange import Release
 
 SMOKE = ["stop-gradient", "--scale", "smoke", "--set", "epochs=1", "--set", "data.num_train=256"]
 
@@ -78,3 +79,34 @@ def test_export_refuses_what_it_cannot_do(command: Command, tmp_path: Path, form
     assert (tmp_path / "mine").read_text() == "mine"
     assert command("export", str(tmp_path), "out").returncode == 1
     assert command("export", str(folder), "out", "--format", "onnx").returncode == 2
+
+
+def test_the_authors_weights_are_imported_evaluated_and_exported(command: Command, tmp_path: Path) -> None:
+    release = Release("resnet18", dim=32, hidden_dim=8).eval()
+    torch.save(release.checkpoint(), tmp_path / "checkpoint_0099.pth.tar")
+    done = command("import", "checkpoint_0099.pth.tar", "theirs", "--scale", "smoke", "--set", "data.num_train=256")
+    assert done.returncode == 0, done.stderr
+    evaluated = command("evaluate", "theirs", "--json")
+    assert evaluated.returncode == 0, evaluated.stderr
+    result = json.loads(evaluated.stdout)["runs"]["theirs"]
+    assert result == json.loads((tmp_path / "theirs" / "linear-features.json").read_text())
+    assert command("export", "theirs", "backbone.pt").returncode == 0
+    weights = torch.load(tmp_path / "backbone.pt", weights_only=True)
+    theirs = release.encoder.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in theirs.items() if not name.startswith("fc."))
+
+
+def test_import_refuses_what_it_cannot_do(command: Command, tmp_path: Path) -> None:
+    torch.save(Release("resnet18", dim=32, hidden_dim=8).checkpoint(), tmp_path / "theirs.pt")
+    torch.save({"state_dict": {}}, tmp_path / "empty.pt")
+    done = command("import", "theirs.pt", "out", "--scale", "smoke", "--set", "projector.output_dim=64")
+    assert done.returncode == 2
+    assert "projector.output_dim: is 32 in the checkpoint" in done.stderr
+    assert command("import", "empty.pt", "out", "--scale", "smoke").returncode == 2
+    assert command("import", "nowhere.pt", "out", "--scale", "smoke").returncode == 1
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    assert "nothing is overwritten" in command("import", "theirs.pt", "mine", "--scale", "smoke").stderr
+    refused = command("evaluate", "mine", "--scale", "smoke")
+    assert refused.returncode == 2
+    assert "neither a study" in refused.stderr

@@ -17,8 +17,8 @@ MAY_IMPORT = {
     "experiments": {"experiments", "simsiam"},
     "analysis": {"analysis", "experiments", "simsiam"},
 }
-# The command may call the report; it is imported when a report is asked for.
-EXCEPTIONS = {("experiments/commands/results.py", "analysis")}
+# These commands may call the analysis; it is imported when a report or verdicts are asked for.
+EXCEPTIONS = {(f"experiments/commands/{name}.py", "analysis") for name in ("results", "claims")}
 
 
 @pytest.mark.parametrize("package", list(MAY_IMPORT))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.plan import estimate, make_plan, num_parameters
+from experiments.plan import average_bytes, estimate, make_plan, num_parameters
 from experiments.study import (
     SCALES,
     grid_study,
@@ -182,11 +182,21 @@ def test_seeds_that_were_run_belong_to_the_study(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["small", "resnet18", "resnet34", "resnet50"])
-@pytest.mark.parametrize("kind", ["mlp", "none"])
-def test_the_estimate_counts_the_parameters(name: str, kind: str) -> None:
-    settings = validate({**SMALL, "backbone.name": name, "backbone.width": 16, "predictor.kind": kind})
+@pytest.mark.parametrize("predictor", [{}, {"kind": "none"}, {"kind": "linear"}, {"kind": "bias"}])
+def test_the_estimate_counts_the_parameters(name: str, predictor: dict[str, str]) -> None:
+    heads = {f"predictor.{key}": value for key, value in predictor.items()}
+    settings = validate({**SMALL, "backbone.name": name, "backbone.width": 16, **heads})
     real = sum(weight.numel() for weight in Siamese(settings, 3).parameters() if weight.dim() > 1)
     assert num_parameters(settings) == pytest.approx(real, rel=0.01)
+
+
+def test_the_estimate_knows_prototypes_and_the_averages_of_imagenet() -> None:
+    swav = load_study("swav-parts")
+    for cell in make_cells(swav, load_scale("smoke"), [0]):
+        real = sum(weight.numel() for weight in Siamese(cell.settings, 3).parameters() if weight.dim() > 1)
+        assert num_parameters(cell.settings) == pytest.approx(real, rel=0.01)
+    averages = validate({"target.image_average": 0.8, "predictor.kind": "none", "predictor.lr_schedule": "cosine"})
+    assert average_bytes(averages, 1_281_167) == pytest.approx(10.5e9, rel=0.01)
 
 
 def test_estimates_grow_with_the_work() -> None:

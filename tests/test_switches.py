@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from experiments.plan import num_passes
 from simsiam.config import Settings
 from simsiam.data import load
 from simsiam.losses import negative_cosine
@@ -291,3 +294,43 @@ def test_new_switches_left_old_runs_as_they_were(small: Small, tmp_path: Path) -
     assert not [
         name for name in weights(tmp_path / "run") if name.startswith(("target", "queue", "averages", "prototypes"))
     ]
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {},
+        {"loss__symmetry": "asymmetric"},
+        {"loss__symmetry": "asymmetric", "target__stop_gradient": False},
+        {"loss__symmetry": "asymmetric-2x"},
+        {"target__cache_steps": 2},
+        {"target__image_average": 0.8, "predictor__kind": "none"},
+        BYOL,
+        MOCO,
+        SWAV,
+    ],
+)
+def test_the_estimate_counts_the_passes_of_a_step(
+    small: Callable[..., Settings], tmp_path: Path, switches: dict[str, Any]
+) -> None:
+    """Samples that go forward through a backbone, and twice those whose gradient comes back, over two steps."""
+    settings = small(**switches)
+    run = training(settings, tmp_path)
+    passes = 0
+
+    def backward(gradient: Tensor) -> None:
+        nonlocal passes
+        passes += 2 * len(gradient)
+
+    def forward(module: nn.Module, inputs: Any, features: Tensor) -> None:
+        nonlocal passes
+        passes += len(features)
+        if features.requires_grad:
+            features.register_hook(backward)
+
+    target = run.model.target_encoder
+    for backbone in (run.model.backbone, *([target[0]] if isinstance(target, nn.Sequential) else [])):
+        backbone.register_forward_hook(forward)
+    for batch in itertools.islice(run.source.epoch(0, 0), 2):
+        run.update(batch)
+    assert passes == 2 * settings.batch_size * num_passes(settings)

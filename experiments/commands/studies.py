@@ -22,6 +22,7 @@ from experiments.options import (
     Data,
     Device,
     Jobs,
+    RanksEach,
     Retry,
     Runs,
     ScaleName,
@@ -37,7 +38,7 @@ from experiments.options import (
     scale_named,
     studies_named,
 )
-from simsiam.config import SettingsError
+from simsiam.config import SettingsError, check_ranks
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,7 +102,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Dry run: the cells, their ids, what is done already, an estimate of time and disk. Trains nothing."""
-    from experiments.plan import estimate, plan_json
+    from experiments.plan import average_bytes, estimate, plan_json
 
     made = plan_for(studies_named(study), scale_named(scale), seeds, set_, runs, data)
     statuses = made.statuses()
@@ -120,6 +121,16 @@ def plan(
     todo_text = f"{count(len(made.cells), 'cell')}, {count(len(statuses), 'run')}, {len(todo)} to do"
     cost = f"about {about(seconds)}, one after another, on {made.scale.speed.device}; about {size / 1e6:,.0f} MB"
     console.print(f"\n{todo_text}: {cost} in {runs}/", highlight=False)
+    averages = max(
+        (
+            average_bytes(planned.cell.settings, planned.cell.settings.data.num_train or made.scale.num_train)
+            for planned in todo
+        ),
+        default=0,
+    )
+    if averages:
+        text = f"The moving averages of each image's z (Sec. 5.2) take {averages / 1e9:,.3g} GB of memory a run."
+        console.print(text, highlight=False)
     for settings in made.unprepared:
         if settings.name == "folder":
             console.print(f"There are no prepared images of {data / settings.path}/ yet.", highlight=False)
@@ -135,6 +146,7 @@ def run(
     set_: Set = None,
     seeds: Seeds = None,
     jobs: Jobs = None,
+    ranks: RanksEach = 1,
     retry_failed: Retry = False,
     device: Device = "auto",
 ) -> None:
@@ -142,7 +154,7 @@ def run(
 
     Ctrl-C once: every running cell writes a checkpoint and stops; the same command goes on from there. Twice: at once.
     """
-    _run(studies_named(study), study, scale_named(scale), seeds, set_, runs, data, jobs, retry_failed, device)
+    _run(studies_named(study), study, scale_named(scale), seeds, set_, runs, data, jobs, ranks, retry_failed, device)
 
 
 def grid(
@@ -153,6 +165,7 @@ def grid(
     set_: Set = None,
     seeds: Seeds = None,
     jobs: Jobs = None,
+    ranks: RanksEach = 1,
     retry_failed: Retry = False,
     device: Device = "auto",
 ) -> None:
@@ -166,7 +179,7 @@ def grid(
     chosen = scale_named(scale)
     plan_for([study], chosen, seeds, set_, runs, data)  # finds every mistake before a file is written
     path = save_grid(study, runs)
-    _run([study], str(path), chosen, seeds, set_, runs, data, jobs, retry_failed, device)
+    _run([study], str(path), chosen, seeds, set_, runs, data, jobs, ranks, retry_failed, device)
 
 
 def status(
@@ -286,6 +299,7 @@ def _run(
     runs: Path,
     data: Path,
     jobs: int | None,
+    ranks: int,
     retry_failed: bool,
     device: str,
 ) -> None:
@@ -296,19 +310,24 @@ def _run(
 
     device = device_named(device)
     made = prepared_plan(studies, scale, seeds, overrides, runs, data, say)
+    for planned in made.cells:
+        check_ranks(planned.cell.settings, ranks)
     check_writable(runs)
     todo = made.unique()
     statuses = made.statuses()
     done = sum(statuses[planned.run_id].state == "done" for planned in todo)
     left = [planned for planned in todo if statuses[planned.run_id].state != "done"]
-    num_workers = min(jobs or (num_cores() if device == "cpu" else num_gpus()), max(len(left), 1))
-    threads = max(1, num_cores() // num_workers)
+    units = num_cores() if device == "cpu" else num_gpus()
+    if device == "cuda" and ranks > units:
+        raise SettingsError(f"ranks: {ranks} must be at most the {units} GPUs that torch sees  [--ranks]")
+    num_workers = min(jobs or max(1, units // ranks), max(len(left), 1))
+    threads = max(1, num_cores() // (num_workers * ranks))
     seconds = sum(estimate(planned.cell.settings, scale).seconds for planned in left) / num_workers
     say(f"{made.title}: {count(len(todo), 'run')} at scale {scale.name}, {done} done.")
     if left:
         duration = f"about {about(seconds)} if each has {scale.speed.device} to itself"
         say(f"{len(left)} to train, {num_workers} at a time, in {duration}. Ctrl-C stops; the same command goes on.")
-    machine = Machine(runs, data, num_workers, threads, device)
+    machine = Machine(runs, data, num_workers, threads, device, ranks)
     with GridView(make_console(), total=len(todo), done=done) as view:
         summary = run_grid(todo, machine, view, retry_failed=retry_failed, command=shlex.join(sys.argv))
     options = shlex.join(same_options(scale, seeds, overrides, runs, data))
