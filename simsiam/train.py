@@ -36,6 +36,7 @@ class Hooks:
     before_publishing: Callable[[], None] = lambda: None  # raises if this attempt no longer owns the run
     on_point: Callable[[Point], None] = lambda point: None  # told of each logged point
     on_step: Callable[[int], None] = lambda step: None  # told of each step
+    on_saved: Callable[[int], None] = lambda step: None  # told of each checkpoint, once it is published
     checkpoint_seconds: float = 60.0  # between two checkpoints within an epoch
 
 
@@ -113,6 +114,10 @@ class Training:
 
     def load_state(self, state: checkpoint.State) -> None:
         """Go on from where :meth:`state` was taken."""
+        if "optimizer" not in state:
+            raise checkpoint.CheckpointError(
+                f"{self.folder}: only the weights of this run were kept (gc); move the folder away to train it anew"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
@@ -276,6 +281,7 @@ class Training:
                 self.embeddings = None
             checkpoint.save(self.folder, self.state(), self.attempt)
         self.last_checkpoint = time.monotonic()
+        self.hooks.on_saved(self.step)
 
     def _collapsed_for_good(self) -> bool:
         limit = self.settings.evaluation.stop_after_collapsed
