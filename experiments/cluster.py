@@ -142,6 +142,11 @@ def load_cluster(name: str) -> Cluster:
     cluster = Cluster(path.stem, profile, document)
     if profile.device == "cuda" and profile.gpus_per_task == 0:
         raise SettingsError(f"device: cuda needs gpus_per_task of at least 1  [{cluster.at('device')}]")
+    if profile.ranks > 1 and profile.cells_per_gpu > 1:
+        raise SettingsError(
+            f"cells_per_gpu: must be 1, not {profile.cells_per_gpu}, where {profile.ranks} tasks train each cell"
+            f" together (nodes x tasks_per_node)  [{cluster.at('cells_per_gpu')}]"
+        )
     if profile.cpus_per_task < profile.cells_at_once:
         raise SettingsError(
             f"cpus_per_task: {profile.cpus_per_task} must be at least the {profile.cells_at_once} cells that a task"

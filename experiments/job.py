@@ -1,29 +1,28 @@
 """Inside a job: a worker that pulls cells from its launch's list, and the follow-up that submits what is left.
 
-A signal only sets a flag. The trainings read it between two steps, write a checkpoint and stop; then the job asks to
-be queued again and waits to be killed, because a job that ends by itself is not queued again. This module imports no
-torch: each cell is trained in a process of its own.
+Told to stop, the worker lets its trainings write checkpoints; then it asks for the job to be queued again and waits to
+be killed, because a job that ends by itself is not queued again. This module imports no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from experiments import scheduler
+from experiments.follower import Follower
 from experiments.launches import Launch, LaunchCell
-from experiments.node import check_node, images_on_the_node
-from experiments.pool import Machine, News, Pool, Task
+from experiments.meetings import Call, losses
+from experiments.member import Member, crash_advice, say
+from experiments.pool import News, Task
 from experiments.scheduler import SlurmError
-from experiments.store import Heartbeats, RunFolder, StoreError, slurm_job
+from experiments.store import Heartbeats, RunFolder, StoreError
 
-LOOK_SECONDS = 15.0  # between two looks for a tombstone
 UNCOUNTED_SECONDS = 60.0  # that a job may take to count a failure that it saw
 SEARCH_SECONDS = 5.0  # between two searches of the list for a cell, while there is none
 RETRIES, RETRY_SECONDS = 8, 60.0  # of the follow-up, when SLURM does not take its jobs
@@ -33,52 +32,38 @@ KILL_SECONDS = 600.0  # to wait for the end that follows a requeue
 
 def work(folder: str, index: int, num_tasks: int) -> None:
     """Train cells of a launch until none is left: one task of an array."""
-    _Worker(Launch(Path(folder)), index, num_tasks).run()
+    launch = Launch(Path(folder))
+    if int(os.environ["SLURM_PROCID"]) == 0:
+        Worker(launch, index, num_tasks).run()
+    else:
+        Follower(launch).run()
 
 
-class _Worker:
+class Worker(Member):
+    """The first task of a job, most often the only one: it takes cells from the launch's list."""
+
     def __init__(self, launch: Launch, index: int, num_tasks: int) -> None:
-        self.launch = launch
-        self.stopping = ""  # why; a signal's name, or the tombstone
-        for number in (signal.SIGTERM, signal.SIGUSR2):  # instead of submitit's, which act in the middle of a step
-            signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGCONT, signal.SIG_IGN)
-        self.identity = slurm_job()
-        self.job, self.restart = str(self.identity["job"]), int(self.identity["restart"])
-        self.rank, self.ranks = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+        super().__init__(launch)
         self.heartbeats = Heartbeats()
         self.num_tasks, self.index = num_tasks, index
         self.taken = 0
+        self.announced = 0
         self.search_at = 0.0
         self.uncounted: dict[tuple[str, int], float] = {}
-        self.last_look = time.monotonic()
         self.warned = False
         self.costs: dict[str, float] = {}
 
-    def _on_signal(self, number: int, frame: object) -> None:
-        self.stopping = signal.Signals(number).name
-
     def run(self) -> None:
-        profile = self.launch.cluster.profile
+        """Train cells until none is left, or until told to stop; then be queued again, if anything is left."""
         earlier = self.launch.task(self.job).get("cells", [])  # of this job before it was started again
         self.report(earlier, problem=None)
         try:
-            check_node(self.launch)
-            data = images_on_the_node(self.launch)
+            self.pool = self.make_pool()
         except (StoreError, OSError) as error:
-            self.report(earlier, problem=str(error))
+            self.report_problem(error)
             raise
         self.left = in_order(self.launch.cells, earlier, self.index / self.num_tasks)
-        machine = Machine(
-            runs=self.launch.runs,
-            data=data,
-            num_workers=profile.cells_at_once,
-            threads=profile.threads,
-            device="cuda" if profile.on_gpu else "cpu",
-            checkpoint_seconds=profile.checkpoint_minutes * 60,
-            logs=self.launch.path / "cells",
-        )
-        self.pool = Pool(machine, self.launch.spec["command"], warm=False)
+        self.wait_for_the_others()
         while not self.stopping:
             self.fill()
             if not self.pool.cells() and not self.waiting():
@@ -96,6 +81,24 @@ class _Worker:
             and self.waiting(anything=True)
         ):
             self.queue_again()
+        if self.seat.world_size > 1:
+            self.board.announce(Call(self.announced + 1, None))
+
+    # --- the job's other tasks ---
+
+    def wait_for_the_others(self) -> None:
+        """Until each has its images, however long a copy takes; one that fails ends the job."""
+        while not self.board.are_all_ready(self.seat.world_size) and not self.stopping:
+            time.sleep(1)
+            self.look_for_the_end()
+
+    def announce(self, task: Task) -> Task:
+        """Have the job's other tasks, if there are any, train a cell together with this one."""
+        if self.seat.world_size == 1:
+            return task
+        self.announced += 1
+        self.board.announce(Call(self.announced, task.planned.run_id, task.retry_failed, task.attempts_before))
+        return replace(task, meeting=self.board.meeting(self.announced))
 
     # --- which cells ---
 
@@ -114,7 +117,7 @@ class _Worker:
                 return
             self.taken += 1
             say(f"{task.planned.label} ({task.planned.run_id}): started")
-            self.pool.train(task)
+            self.pool.train(self.announce(task))
             self.report_cells()
 
     def next_task(self) -> Task | None:
@@ -156,10 +159,6 @@ class _Worker:
             return True
         return any(status.state != "done" and (anything or not status.certain) for status in statuses)
 
-    def is_superseded(self) -> bool:
-        """Whether SLURM has started this job again while this process, cut off from it, went on."""
-        return int(self.launch.task(self.job).get("restart", 0)) > self.restart
-
     # --- what the cells tell ---
 
     def hear(self) -> None:
@@ -170,30 +169,25 @@ class _Worker:
             else:
                 self.ended(news)
                 self.report_cells()
-        if time.monotonic() - self.last_look > LOOK_SECONDS and not self.stopping:
-            self.last_look = time.monotonic()
-            if self.launch.is_cancelled():
-                self.stopping = "the launch was cancelled"
+        self.look_for_the_end()
 
     def ended(self, news: News) -> None:
         run_id, label = news.planned.run_id, news.planned.label
         attempt = RunFolder(self.launch.runs, run_id).highest_lease()
         self.costs.pop(run_id, None)
         self.search_at = 0.0
-        if news.kind == "crashed":
-            # A process that dies while the job is being ended was ended with it.
-            if not self.stopping:
-                self.launch.record_failure(run_id, crash_advice(news.content, self.launch), attempt)
-                say(f"{label}: its process was {news.content}")
-                if self.launch.has_given_up(run_id):
-                    self.mark_failed(news, crash_advice(news.content, self.launch))
-            return
-        state, reason = news.content
+        state, reason = news.content if news.kind == "ended" else ("crashed", crash_advice(news.content, self.launch))
+        if state == "interrupted":  # another rank is gone; its own task knows more
+            state, reason = "crashed", losses(self.board.meeting(self.announced)) or reason
+        if state == "crashed" and self.stopping:
+            return  # a process that dies while the job is being ended was ended with it
         say(f"{label}: {state}" + (f": {reason}" if reason else ""))
         if state == "elsewhere":  # another job was a moment earlier
             self.taken -= 1
-        if state in ("failed", "given up"):
+        if state in ("crashed", "failed", "given up"):
             self.launch.record_failure(run_id, reason, attempt, final=state == "given up")
+        if state == "crashed" and self.launch.has_given_up(run_id):
+            self.mark_failed(news, reason)
 
     def mark_failed(self, news: News, reason: str) -> None:
         """A process that crashes leaves no state behind; say so for it, once it is not tried again."""
@@ -221,7 +215,7 @@ class _Worker:
     # --- what the job tells ---
 
     def report(self, cells: list[str], *, problem: str | None, warning: str | None = None) -> None:
-        if self.rank != 0 or self.is_superseded():
+        if self.is_superseded():
             return
         before = self.launch.task(self.job)
         self.launch.write_task(
@@ -272,16 +266,6 @@ def in_order(cells: list[LaunchCell], earlier: list[str], start: float) -> list[
     return sorted(turned, key=lambda cell: cell.planned.run_id not in earlier)
 
 
-def crash_advice(how: str, launch: Launch) -> str:
-    """Why the process of a cell may be gone, and the setting to change."""
-    if "signal 9" in how:
-        return (
-            "its process was killed by signal 9, most likely because memory ran out: more `memory`, or fewer"
-            f" `cells_per_gpu`  [{launch.cluster.at('memory')}]"
-        )
-    return f"its process was {how}"
-
-
 # --- afterwards --------------------------------------------------------------------------------------------------
 
 
@@ -313,8 +297,3 @@ def follow_up(folder: str) -> None:
 
 def _steps(launch: Launch, cell: LaunchCell) -> int:
     return int(RunFolder(launch.runs, cell.planned.run_id).status().detail.get("step", 0))
-
-
-def say(message: str) -> None:
-    """Into the job's log, now."""
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), message, file=sys.stdout, flush=True)

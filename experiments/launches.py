@@ -2,8 +2,9 @@
 
 ``RUNS/.launches/<id>/`` is private (mode 0700) and holds ``spec.json`` (the cells with their settings, frozen),
 ``code/`` (the packages as they were), ``rounds/<n>.json`` (job ids, written before a job may start), ``cancelled`` (a
-tombstone), ``tasks/`` (what the jobs report), ``failures/``, ``cells/`` (what each cell prints) and ``jobs/``
-(submitit's scripts, pickles and logs, which no reading command opens). This module imports no torch.
+tombstone), ``tasks/`` (what the jobs report), ``teams/`` (by which the tasks of a job meet), ``failures/``, ``cells/``
+(what each cell prints) and ``jobs/`` (submitit's scripts, pickles and logs, which no reading command opens). This
+module imports no torch.
 """
 
 from __future__ import annotations
@@ -180,7 +181,7 @@ def create(
     path = runs / FOLDER / launch_id
     try:
         path.mkdir(parents=True, mode=0o700)
-        for folder in ("rounds", "tasks", "failures", "cells", "jobs"):
+        for folder in ("rounds", "tasks", "teams", "failures", "cells", "jobs"):
             (path / folder).mkdir()
         copy_code(path / "code")
         settings: dict[str, Any] = {}

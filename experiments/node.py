@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import secrets
 import shutil
 import socket
 from collections.abc import Iterable
@@ -57,15 +57,23 @@ def images_on_the_node(launch: Launch) -> Path:
 
 
 def copy_images(data_sets: Iterable[DataSettings], source: Path, target: Path) -> None:
-    """Copy prepared data sets from one place to another, unless they are there. Many jobs may do so at once."""
-    for settings in data_sets:
-        if fingerprint(settings, target) == fingerprint(settings, source):
-            continue
-        for path in prepared_paths(settings):  # what says that they are there comes last
-            aside = target / f".{path.name}.{secrets.token_hex(4)}"
-            (target / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(source / path, aside)
-            try:
-                os.rename(aside, target / path)
-            except OSError:  # another job of this node was first
-                shutil.rmtree(aside)
+    """Copy prepared data sets from one place to another, unless they are there.
+
+    Of many jobs and tasks on a node one copies, and the others wait for it.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    with open(target / ".copying", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released with the process, however that ends
+        for settings in data_sets:
+            if fingerprint(settings, target) == fingerprint(settings, source):
+                continue
+            for path in prepared_paths(settings):  # what says that they are there comes last
+                aside = target / f".{path.name}.partial"
+                if aside.exists():  # of a copy that was killed
+                    shutil.rmtree(aside)
+                (target / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copytree(source / path, aside)
+                try:
+                    os.rename(aside, target / path)
+                except OSError:  # there from before, of a copy that was killed between two folders
+                    shutil.rmtree(aside)

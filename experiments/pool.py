@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.meetings import losses
 from experiments.plan import PlannedCell
 from experiments.store import StoreError
 
@@ -25,6 +27,15 @@ SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2") if hasattr(signal, name)
 ]  # Windows has not all of them
 Kind = Literal["progress", "ended", "crashed"]
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Which of a job's tasks this process is, where the tasks of a job train a cell together."""
+
+    rank: int
+    world_size: int
+    local_rank: int  # on its node
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class Machine:
     ranks: int = 1  # processes that train a cell together: the worker and others that it starts
     checkpoint_seconds: float = 60.0  # between two checkpoints within an epoch
     logs: Path | None = None  # a folder for what each cell prints; None: it goes where the launcher's output goes
+    seat: Seat = Seat(0, 1, 0)  # among the tasks of a job; then ``ranks`` and ``num_workers`` are 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,7 @@ class Task:
     planned: PlannedCell
     retry_failed: bool = False
     attempts_before: int | None = None  # those after it may give up for lack of progress; None: none does
+    meeting: Path | None = None  # the file by which the tasks of a job find each other, if they train it together
 
 
 @dataclass(frozen=True)
@@ -194,13 +207,15 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
         signal.signal(number, signal.SIG_IGN)
     import torch
 
-    from experiments.ranks import Group
+    from experiments.ranks import Group, run_cell_on_ranks
     from experiments.worker import Surroundings
     from simsiam.data import DataError, load
-    from simsiam.rendezvous import device_of
+    from simsiam.distributed import RankLostError
+    from simsiam.rendezvous import Place, device_of
 
     load_cached = _remembering(load)
-    first_device = index * machine.ranks
+    first_device = index * machine.ranks + machine.seat.local_rank
+    suffix = f".{machine.seat.rank}" if machine.seat.rank else ""
     device = device_of(machine.device, first_device)
     torch.set_num_interop_threads(1)
     last_told = 0.0
@@ -227,6 +242,17 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
             command=command,
         )
 
+    looked_at = 0.0
+
+    def look_for_the_others(meeting: Path) -> None:
+        nonlocal looked_at
+        if time.monotonic() - looked_at > POLL_SECONDS:
+            looked_at = time.monotonic()
+            if reason := losses(meeting):
+                raise RankLostError(reason)
+            if stop.is_set():
+                raise RankLostError("this job was told to stop before its tasks had met")
+
     with (
         contextlib.suppress(EOFError, BrokenPipeError),  # the launcher was killed
         contextlib.closing(Group(machine.ranks, first_device, machine.data)) as group,
@@ -234,10 +260,15 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
         while (task := connection.recv()) is not None:
             planned: PlannedCell = task.planned
             if machine.logs is not None:
-                _log_to(machine.logs / f"{planned.run_id}.log")
+                _log_to(machine.logs / f"{planned.run_id}{suffix}.log")
             try:
                 dataset = load_cached(planned.cell.settings.data, machine.data)
-                ended = group.run_cell(planned.run_id, planned.cell.settings, dataset, where(task))
+                cell = (planned.run_id, planned.cell.settings, dataset, where(task))
+                if task.meeting is None:
+                    ended = group.run_cell(*cell)
+                else:
+                    place = Place(machine.seat.rank, machine.seat.world_size, task.meeting)
+                    ended = run_cell_on_ranks(*cell, place, while_waiting=partial(look_for_the_others, task.meeting))
             except (DataError, StoreError) as error:
                 ended = ("failed", str(error))
             connection.send(("ended", ended))

@@ -393,11 +393,12 @@ def validate(flat: Mapping[str, Any], origin: Callable[[str], str] = lambda path
     return settings
 
 
-def check_ranks(settings: Settings, num_ranks: int) -> None:
-    """Raises SettingsError unless so many ranks can share each batch equally."""
+def check_ranks(settings: Settings, num_ranks: int, source: str = "") -> None:
+    """Raises SettingsError unless so many ranks can share each batch equally; ``source``: who asks for them."""
     if settings.batch_size % num_ranks:
         raise SettingsError(
             f"batch_size: {settings.batch_size} must be a multiple of the {num_ranks} ranks, which share it equally"
+            + (f"  [{source}]" if source else "")
         )
 
 

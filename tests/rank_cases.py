@@ -1,7 +1,7 @@
 """What each rank of tests/test_distributed.py does: one process, many cases, in float64 where numbers are compared.
 
 Called as ``python -m tests.rank_cases RANK WORLD_SIZE FOLDER``; the answers go to ``FOLDER/answers.RANK.pt``. At its
-end the last rank fails once, and then is killed.
+end the last rank fails once, and then is killed. With names of METHODS after the folder, only their steps are made.
 """
 
 from __future__ import annotations
@@ -247,10 +247,13 @@ def be_killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(rank: int, world_size: int, folder: Path) -> None:
+def main(rank: int, world_size: int, folder: Path, only: list[str]) -> None:
     torch.set_num_threads(1)
     place = Place(rank, world_size, folder / "meeting.json")
     with meet(place, CPU, timeout_seconds=120) as team:
+        if only:
+            answers = {f"steps {case}": steps(case, folder, team.ranks) for case in only}
+            return torch.save(answers, folder / f"answers.{rank}.pt")
         answers = all_cases(folder / "runs", team.ranks)
     for name, happen in (("fails", fail), ("is-killed", be_killed)):
         torch.save(answers, folder / f"answers.{rank}.pt")
@@ -259,4 +262,4 @@ def main(rank: int, world_size: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

@@ -29,7 +29,7 @@ from experiments.options import (
     scale_named,
     studies_named,
 )
-from simsiam.config import SettingsError
+from simsiam.config import SettingsError, check_ranks
 
 if TYPE_CHECKING:
     from experiments.cluster import Cluster
@@ -65,15 +65,13 @@ def launch(
     from experiments.launches import all_launches, create
 
     chosen = load_cluster(cluster)
-    if chosen.profile.ranks > 1:
-        raise SettingsError(
-            f"tasks_per_node: cells that {chosen.profile.ranks} processes train together cannot be launched yet"
-            f"  [{chosen.at('tasks_per_node')}]"
-        )
     runs, data = _places(chosen, runs, data)
     chosen_scale = scale_named(scale)
+    planned = plan_for(studies_named(study), chosen_scale, seeds, set_, runs, data)
+    for cell in planned.cells:
+        check_ranks(cell.cell.settings, chosen.profile.ranks, chosen.at("tasks_per_node"))
     if dry_run:
-        return _dry_run(plan_for(studies_named(study), chosen_scale, seeds, set_, runs, data), chosen)
+        return _dry_run(planned, chosen)
     jobs = scheduler.my_jobs()  # before anything is written: is there a SLURM at all?
     made = prepared_plan(studies_named(study), chosen_scale, seeds, set_, runs, data, say)
     check_writable(runs)

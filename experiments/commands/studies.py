@@ -311,7 +311,7 @@ def _run(
     device = device_named(device)
     made = prepared_plan(studies, scale, seeds, overrides, runs, data, say)
     for planned in made.cells:
-        check_ranks(planned.cell.settings, ranks)
+        check_ranks(planned.cell.settings, ranks, "--ranks")
     check_writable(runs)
     todo = made.unique()
     statuses = made.statuses()

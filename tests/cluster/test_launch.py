@@ -184,8 +184,9 @@ def test_no_slurm_at_all(slurm: Slurm, folder: Path) -> None:
 
 def test_two_thousand_cells(slurm: Slurm, folder: Path) -> None:
     measured = (
-        "import resource, runpy, sys, time\n"
+        "import os, resource, runpy, sys, time\n"
         "sys.argv = sys.argv[1:]\n"
+        "sys.path.insert(0, os.path.dirname(sys.argv[0]))\n"
         "start = time.monotonic()\n"
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "finally:\n    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

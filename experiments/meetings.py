@@ -1,0 +1,68 @@
+"""How the tasks of a job, which train a cell together, agree on which one: over files in the launch's folder.
+
+Task 0 takes the cells; the others follow what it announces. Every start of a job has files of its own, so nothing that
+an earlier one left is taken for news. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from experiments.launches import Launch
+from experiments.store import read_json, write_json
+from simsiam.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Call:
+    """What task 0 has announced last: the cell to train, or, without one, the end of the job's work."""
+
+    number: int
+    run_id: str | None
+    retry_failed: bool = False
+    attempts_before: int | None = None
+
+
+class Board:
+    """Where the tasks of one start of a job read what they do together."""
+
+    def __init__(self, launch: Launch, job: str, restart: int) -> None:
+        self._path = launch.path / "teams" / f"{job}-{restart}.json"
+
+    def announce(self, call: Call) -> None:
+        """From now on all tasks are to train this cell, and no other."""
+        content = {name: getattr(call, name) for name in Call.__dataclass_fields__}
+        write_json(self._path, content, secrets.token_hex(4))
+
+    def latest(self) -> Call | None:
+        """What was announced last; None before the first."""
+        content = read_json(self._path)
+        return None if content is None else Call(**content)
+
+    def meeting(self, number: int) -> Path:
+        """The file by which the ranks of a cell find each other."""
+        return self._path.with_suffix(f".{number}.meeting")
+
+    def sign(self, rank: int) -> None:
+        """Say that this task has its images and waits for a cell."""
+        self._signature(rank).touch()
+
+    def are_all_ready(self, num_tasks: int) -> bool:
+        """Whether every task has signed."""
+        return all(self._signature(rank).exists() for rank in range(1, num_tasks))
+
+    def _signature(self, rank: int) -> Path:
+        return self._path.with_suffix(f".ready.{rank}")
+
+
+def losses(meeting: Path) -> str:
+    """Which tasks lost their part of a cell, and how, as they wrote down; empty if none did."""
+    paths = sorted(meeting.parent.glob(f"{meeting.name}.lost.*"))
+    return "; ".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+def write_loss(meeting: Path, rank: int, reason: str) -> None:
+    """What :func:`losses` reads."""
+    write_atomically(Path(f"{meeting}.lost.{rank}"), lambda file: file.write(reason), aside="new", mode="w")
