@@ -313,9 +313,9 @@ def logs(
     read: dict[Path, int] = {}
     while True:
         job = run.owner(run.highest_lease()).get("job")  # of the newest attempt
-        for folder in folders:
-            read.setdefault(folder / "jobs" / f"{job}_0_log.out", 0)
-            read.setdefault(folder / "cells" / f"{planned.run_id}.log", 0)
+        for folder in folders:  # of each task of the job, if several train a cell together
+            for path in (*folder.glob(f"jobs/{job}_*_log.out"), *folder.glob(f"cells/{planned.run_id}.*log")):
+                read.setdefault(path, 0)
         for path in (*read, run.path / "failure.txt"):
             if path.exists():
                 with open(path, "rb") as file:

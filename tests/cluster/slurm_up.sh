@@ -10,6 +10,8 @@
 # PORT=18800       first of the ports, so that two clusters can live side by side
 # NODES=2          how many nodes: n1 with the feature f1, n2 with f2 ...
 # ACCOUNTING=yes   no: without slurmdbd, as on many small clusters
+# MAX_SUBMIT=      the most jobs that a user may have in the queue; unlimited
+# MAX_ARRAY=1001   MaxArraySize
 #
 # Partitions: low (preempted by requeue), spot (preempted by cancel), high (preempts both). Waits are short: 5 s of
 # grace, 5 s from SIGTERM to SIGKILL, 15 s until a silent node counts as down, about 12 s until a requeued job starts.
@@ -74,7 +76,7 @@ ReturnToService=2
 SlurmdTimeout=15
 InactiveLimit=0
 KillWait=5
-MaxArraySize=1001
+MaxArraySize=${MAX_ARRAY:-1001}
 GresTypes=gpu
 MpiDefault=none
 SwitchType=switch/none
@@ -99,6 +101,7 @@ AccountingStorageHost=localhost
 AccountingStoragePort=$((port + 1))
 AccountingStoragePass=$folder/munge/socket
 END
+  [ -z "${MAX_SUBMIT:-}" ] || echo "AccountingStorageEnforce=limits,qos" >>etc/slurm.conf
   mariadb-install-db --no-defaults --datadir="$folder/mysql" --user=root --auth-root-authentication-method=normal \
     --skip-test-db >log/mariadb-install.log 2>&1
   export MYSQL_UNIX_PORT=$folder/mysql.socket
@@ -125,6 +128,7 @@ fi
 
 slurmctld
 wait_for slurmctld scontrol ping
+[ -z "${MAX_SUBMIT:-}" ] || sacctmgr -i modify qos normal set "MaxSubmitJobsPerUser=$MAX_SUBMIT" >log/limits.log
 for n in $(seq "$nodes"); do slurmd -N "n$n"; done
 idle() { [ "$(sinfo -h -p low -t idle -o %D)" = "$nodes" ]; }
 wait_for "the nodes" idle

@@ -138,50 +138,6 @@ def test_an_ordinary_user(slurm: Slurm, folder: Path) -> None:
     assert "nothing to cancel" in grid.command("cancel", grid.study, *QUICK, "--runs", str(theirs.runs)).stdout
 
 
-@pytest.mark.parametrize(
-    ("change", "message", "line"),
-    [
-        ({"partition": "hgih"}, "partition: 'hgih': sbatch refuses: .*invalid partition", "partition"),
-        ({"constraint": "a100"}, "constraint: 'a100': sbatch refuses: .*[Ff]eature", "constraint"),
-        ({"options": {"no-such-option": 1}}, "sbatch refuses: .*no-such-option", "options"),
-    ],
-)
-def test_what_sbatch_refuses(
-    slurm: Slurm, folder: Path, change: dict[str, object], message: str, line: str, request: pytest.FixtureRequest
-) -> None:
-    grid = Grid(slurm, folder / f"refused-{abs(hash(request.node.name))}", options=QUICK, profile=change)
-    done = grid.command("launch", grid.study, *QUICK, "--cluster", "cluster.yaml")
-    assert done.returncode == 1
-    assert re.search(message, done.stderr), done.stderr
-    assert "Traceback" not in done.stderr
-    keys = [text.partition(":")[0] for text in (grid.folder / "cluster.yaml").read_text().splitlines()]
-    assert f"cluster.yaml:{keys.index(line) + 1}]" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not grid.jobs()
-
-
-def test_a_job_that_no_node_can_run(slurm: Slurm, folder: Path) -> None:
-    """SLURM takes it, and lets it wait for ever; `launch` says so."""
-    grid = Grid(slurm, folder / "too-large", options=QUICK, profile={"cpus_per_task": 64})
-    assert "they ask for too much" in grid.launch()
-    assert "cancelled" in grid.command("cancel", grid.study, *QUICK).stdout
-    wait_for(lambda: not grid.jobs())
-
-
-def test_no_slurm_at_all(slurm: Slurm, folder: Path) -> None:
-    grid = Grid(slurm, folder / "none", options=QUICK)
-    path = {"PATH": str(Path(sys.executable).parent)}
-    launch = ["launch", grid.study, *QUICK, "--cluster", "cluster.yaml"]
-    done = grid.command(*launch, env=path)
-    assert done.returncode == 1
-    assert "there is no SLURM here" in done.stderr
-    dry = grid.command(*launch, "--dry-run", env=path)
-    assert dry.returncode == 0, dry.stderr
-    assert "#SBATCH --requeue" in dry.stdout
-    assert not grid.runs.exists()
-    assert grid.command("status", grid.study, *QUICK, env=path).returncode == 0
-
-
 def test_two_thousand_cells(slurm: Slurm, folder: Path) -> None:
     measured = (
         "import os, resource, runpy, sys, time\n"

@@ -1,0 +1,134 @@
+"""What goes wrong for a user of a real SLURM, and what is said of it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.grid import CELL, Grid, Slurm, images, wait_for
+
+QUICK = [*CELL, "--set", "epochs=2"]
+LATER = {"options": {"begin": "now+5"}, "follow_up": False}  # time to spoil something before the job starts
+
+
+def ended(grid: Grid) -> None:
+    wait_for(lambda: not grid.slurm.call("squeue", "-h", "-n", f"{grid.latest().id},{grid.latest().id}.next"), 400)
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "line"),
+    [
+        ({"partition": "hgih"}, "partition: 'hgih': sbatch refuses: .*invalid partition", "partition"),
+        ({"constraint": "a100"}, "constraint: 'a100': sbatch refuses: .*[Ff]eature", "constraint"),
+        ({"options": {"no-such-option": 1}}, "sbatch refuses: .*no-such-option", "options"),
+    ],
+)
+def test_what_sbatch_refuses(
+    slurm: Slurm, folder: Path, change: dict[str, object], message: str, line: str, request: pytest.FixtureRequest
+) -> None:
+    grid = Grid(slurm, folder / f"refused-{abs(hash(request.node.name))}", options=QUICK, profile=change)
+    done = grid.command("launch", grid.study, *QUICK, "--cluster", "cluster.yaml")
+    assert done.returncode == 1
+    assert re.search(message, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+    keys = [text.partition(":")[0] for text in (grid.folder / "cluster.yaml").read_text().splitlines()]
+    assert f"cluster.yaml:{keys.index(line) + 1}]" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not grid.jobs()
+
+
+def test_a_job_that_no_node_can_run(slurm: Slurm, folder: Path) -> None:
+    """SLURM takes it, and lets it wait for ever; `launch` says so."""
+    grid = Grid(slurm, folder / "too-large", options=QUICK, profile={"cpus_per_task": 64})
+    assert "they ask for too much" in grid.launch()
+    assert "cancelled" in grid.command("cancel", grid.study, *QUICK).stdout
+    wait_for(lambda: not grid.jobs())
+
+
+def test_no_slurm_at_all(slurm: Slurm, folder: Path) -> None:
+    grid = Grid(slurm, folder / "none", options=QUICK)
+    path = {"PATH": str(Path(sys.executable).parent)}
+    launch = ["launch", grid.study, *QUICK, "--cluster", "cluster.yaml"]
+    done = grid.command(*launch, env=path)
+    assert done.returncode == 1
+    assert "there is no SLURM here" in done.stderr
+    dry = grid.command(*launch, "--dry-run", env=path)
+    assert dry.returncode == 0, dry.stderr
+    assert "#SBATCH --requeue" in dry.stdout
+    assert not grid.runs.exists()
+    assert grid.command("status", grid.study, *QUICK, env=path).returncode == 0
+
+
+def test_images_that_the_node_does_not_have(slurm: Slurm, folder: Path) -> None:
+    """Nothing is tried there, and `status` says why; with the images back, `launch` is all that is needed."""
+    place = folder / "no-images"
+    grid = Grid(slurm, place, options=[*QUICK], profile={"constraint": "f5|f6", **LATER}, sleep=0)
+    grid.options = [*QUICK, *images(place)]
+    grid.launch()
+    (place / "data").rename(place / "away")
+    ended(grid)
+    (place / "away").rename(place / "data")
+    status = grid.command("status", grid.study, *grid.options).stdout
+    expected = rf"job \S+: {place}/data: the images of folder are not there on n[56]; --data must name a folder"
+    assert re.search(expected, status), status + grid.describe()
+    assert grid.attempts() == 0
+    assert "2 cells submitted" in grid.launch()
+    grid.wait_until_done()
+
+
+def test_images_copied_to_the_node(slurm: Slurm, folder: Path) -> None:
+    """Each node has a copy of its own, and nobody reads the original any more; the curves stay what they are."""
+    place = folder / "node-local"
+    scratch = place / "scratch"
+    scratch.mkdir(parents=True)
+    grid = Grid(slurm, place / "grid", options=[*QUICK], profile={"constraint": "f5|f6"}, sleep=0)
+    grid.options = [*QUICK, *images(place)]
+    grid.launch()
+    grid.wait_until_done()
+    profile = {"constraint": "f5|f6", "local_data": f"{scratch}/$SLURMD_NODENAME", "array_parallelism": 1}
+    local = Grid(slurm, place / "copied", options=grid.options, profile=profile, sleep=0)
+    local.launch()
+    local.wait_until_done()
+    assert local.curves() == grid.curves()
+    (copy,) = [path.name for path in scratch.iterdir()]
+    assert copy in ("n5", "n6")
+    originals = sorted(path.relative_to(place / "data") for path in (place / "data").rglob("*.png"))
+    assert sorted(path.relative_to(scratch / copy) for path in scratch.rglob("*.png")) == originals
+
+
+def test_no_room_to_write(slurm: Slurm, folder: Path) -> None:
+    """The system's own "No space left": the cell fails with what frees room, and its neighbour does not."""
+    grid = Grid(slurm, folder / "full", options=QUICK, profile={"constraint": "f5|f6", "max_failures": 1, **LATER})
+    grid.launch()
+    full, other = grid.run_folders()
+    for attempt in range(1, 4):
+        full.path.mkdir(exist_ok=True)
+        (full.path / f".checkpoint.pt.{attempt}").symlink_to("/dev/full")
+    ended(grid)
+    assert full.status().state == "failed"
+    assert other.status().state == "done"
+    (failure,) = grid.latest().failures(full.run_id)
+    assert re.match(r"no room to write \(.*No space left on device.*\): `gc` frees", failure["reason"])
+    shutil.rmtree(full.path)
+    grid.launch()
+    grid.wait_until_done()
+
+
+def test_a_limit_on_submitted_jobs(folder: Path) -> None:
+    """SLURM takes one array of two: the grid is trained all the same, and the user hears of it."""
+    small = Slurm.start(folder / "l", PORT="18900", NODES="2", MAX_SUBMIT="5", MAX_ARRAY="4")
+    try:
+        options = [*QUICK, "--seeds", "3"]
+        profile = {"cells_per_task": 1, "follow_up": True}
+        grid = Grid(small, folder / "limited", options=options, profile=profile, sleep=0)
+        output = grid.launch()
+        assert "6 cells submitted" in output
+        assert re.search("note: SLURM takes no more jobs of yours now .*the others take up the cells", output), output
+        assert len(grid.jobs()) <= 4
+        grid.wait_until_done()
+    finally:
+        small.stop()
