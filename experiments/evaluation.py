@@ -6,11 +6,16 @@ names the run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import multiprocessing
 import os
 import pickle
+import signal
+import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +23,17 @@ import torch
 import yaml
 
 from experiments.layers import Value, layer_from_command_line, resolve
+from experiments.local import num_cores
 from experiments.store import RunFolder, StoreError, read_json, write_json
 from experiments.study import Scale
 from simsiam import checkpoint
 from simsiam.config import Settings, SettingsError
-from simsiam.data import Dataset
+from simsiam.data import DataError, load
+from simsiam.distributed import LOST, RankLostError
 from simsiam.files import write_atomically
 from simsiam.interchange import export_detectron2, export_torchvision, import_release
-from simsiam.linear import LinearProtocol, evaluate_linear
+from simsiam.linear import LinearProtocol, NonFiniteError, evaluate_linear
+from simsiam.rendezvous import Place, device_of, meet
 from simsiam.siamese import Siamese
 
 
@@ -34,25 +42,79 @@ def result_path(run: RunFolder, protocol: LinearProtocol) -> Path:
     return run.path / f"linear-{protocol.name}.json"
 
 
-def evaluate_run(
-    run: RunFolder,
-    settings: Settings,
-    dataset: Dataset,
-    protocol: LinearProtocol,
-    device: torch.device,
-    on_epoch: Callable[[int, float], None],
-) -> dict[str, Any]:
-    """Evaluate the backbone of a run that has ended, unless that was done by the same protocol before."""
-    path = result_path(run, protocol)
+@dataclass(frozen=True)
+class Evaluation:
+    """What is to be evaluated, where the images are, and how."""
+
+    run: RunFolder
+    settings: Settings
+    data: Path
+    protocol: LinearProtocol
+    device_type: str  # cpu or cuda
+
+
+OnEpoch = Callable[[int, float], None]
+
+
+def evaluate_run(task: Evaluation, num_ranks: int, on_epoch: OnEpoch) -> dict[str, Any]:
+    """Evaluate the backbone of a run that has ended, unless that was done by the same protocol before.
+
+    num_ranks: processes on this machine that do it together, a GPU or a share of the cores each. Raises StoreError
+    when one of them dies.
+    """
+    path = result_path(task.run, task.protocol)
     known = read_json(path)
-    if known is not None and known.get("protocol") == protocol.model_dump(mode="json"):
+    if known is not None and known.get("protocol") == task.protocol.model_dump(mode="json"):
         return known
-    model = load_model(run.path, settings, dataset.num_channels, len(dataset.train)).to(device)
-    result = evaluate_linear(
-        model.backbone, settings, dataset, protocol, device=device, seed=settings.seed, on_epoch=on_epoch
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        places = [Place(rank, num_ranks, Path(folder) / "meeting.json") for rank in range(num_ranks)]
+        context = multiprocessing.get_context("spawn")
+        others = [context.Process(target=_follow, args=(task, place), daemon=True) for place in places[1:]]
+
+        def look_for_the_others() -> None:
+            if dead := [process for process in others if process.exitcode is not None]:
+                raise RankLostError(f"one of the {num_ranks} ranks ended with exit code {dead[0].exitcode}")
+
+        try:
+            for process in others:
+                process.start()
+            result = _evaluate(task, places[0], on_epoch, look_for_the_others)
+        except LOST as error:
+            raise StoreError(f"{task.run.path}: {error}") from None
+        finally:
+            for process in others:
+                process.kill()  # it has nothing left to do
+                process.join()
     write_json(path, result, str(os.getpid()))
     return result
+
+
+def _evaluate(
+    task: Evaluation, place: Place, on_epoch: OnEpoch, while_waiting: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """One rank's part; the result is the same on all."""
+    device = device_of(task.device_type, place.rank)
+    if place.world_size > 1:
+        torch.set_num_threads(max(1, num_cores() // place.world_size))
+    dataset = load(task.settings.data, task.data)
+    model = load_model(task.run.path, task.settings, dataset.num_channels, len(dataset.train)).to(device)
+    with meet(place, device, while_waiting=while_waiting) as team:
+        return evaluate_linear(
+            model.backbone,
+            task.settings,
+            dataset,
+            task.protocol,
+            device=device,
+            seed=task.settings.seed,
+            on_epoch=on_epoch,
+            ranks=team.ranks,
+        )
+
+
+def _follow(task: Evaluation, place: Place) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's
+    with contextlib.suppress(*LOST, NonFiniteError, SettingsError, StoreError, DataError):  # rank 0 tells
+        _evaluate(task, place, on_epoch=lambda epoch, loss: None)
 
 
 def settings_of(folder: Path) -> Settings:

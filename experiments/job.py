@@ -276,11 +276,10 @@ def follow_up(folder: str) -> None:
     launch = Launch(Path(folder))
     if launch.is_cancelled():
         return
-    missing = launch.missing()
+    missing, rounds = launch.missing(), launch.rounds()
     total = sum(_steps(launch, cell) for cell in launch.cells)
-    progress = [int(content["steps"]) for content in launch.rounds() if "steps" in content]
+    progress = [int(content["steps"]) for content in rounds if "steps" in content]
     say(f"{len(missing)} of {len(launch.cells)} cells are left")
-    rounds = launch.rounds()
     launch.write_round({**rounds[-1], "steps": total})
     if not missing:
         return

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from experiments.worker import Surroundings, run_cell
+from experiments.worker import Surroundings, advice, run_cell
 from simsiam.config import Settings
 from simsiam.data import Dataset, load
 from simsiam.distributed import LOST, RankLostError
@@ -78,7 +78,7 @@ def _follow(run_id: str, settings: Settings, dataset: Dataset, where: Surroundin
     except LOST as error:
         return "interrupted", str(error)
     except Exception as error:  # rank 0 records it
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = advice(error) or f"{type(error).__name__}: {error}".splitlines()[0]
         team.report(reason, "".join(traceback.format_exception(error)))
         return "failed", reason
     return "stopped" if outcome is None else "done", ""

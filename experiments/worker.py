@@ -228,7 +228,7 @@ def _numbers(point: Point) -> Point:
 
 def _record_failure(attempt: Attempt, error: Exception) -> str:
     """Keep the traceback in the run's folder; returns the reason in a line."""
-    reason = _advice(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+    reason = advice(error) or f"{type(error).__name__}: {error}".splitlines()[0]
     try:
         attempt.fail("".join(traceback.format_exception(error)))
     except Exception as second:  # a full disk, most likely the failure itself
@@ -236,7 +236,7 @@ def _record_failure(attempt: Attempt, error: Exception) -> str:
     return f"{reason} (see {attempt.folder.path / 'failure.txt'})"
 
 
-def _advice(error: Exception) -> str:
+def advice(error: Exception) -> str:
     """What to change, for an error that says that memory or disk ran out; empty for any other."""
     text = str(error).splitlines()[0] if str(error) else ""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -17,8 +17,18 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simsiam.config import AugmentSettings, Count, LossSettings, NonNegative, SecondViewSettings, Section, Settings
+from simsiam.config import (
+    AugmentSettings,
+    Count,
+    LossSettings,
+    NonNegative,
+    SecondViewSettings,
+    Section,
+    Settings,
+    check_ranks,
+)
 from simsiam.data import Dataset
+from simsiam.distributed import ONE_RANK, Gradients, Ranks
 from simsiam.loading import PLAIN_BATCH, Source, batches_of, make_source
 from simsiam.randomness import derive, generator
 
@@ -76,6 +86,7 @@ def evaluate_linear(
     device: torch.device,
     seed: int = 0,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+    ranks: Ranks = ONE_RANK,
 ) -> dict[str, Any]:
     """Train a classifier on all training images of ``dataset``; its accuracy on all test images, after the last epoch.
 
@@ -87,14 +98,18 @@ def evaluate_linear(
     Test images are centre crops, or whole where they are held in memory. Top-5 needs more than five classes to say
     anything; with fewer it is 100.
 
+    With several ranks all call it with the same arguments, but for the device: each computes the features of its share
+    of the images, and the gradient of its share of each batch. All return the same.
+
     Returns ``top1`` and ``top5`` (percent), ``train_loss`` (mean of the last epoch), ``protocol`` (its fields), what
-    was used (``batch_size``, ``lr``, ``seed``, ``num_train``, ``num_test``, ``num_features``) and ``seconds``.
-    Raises :class:`NonFiniteError`.
+    was used (``batch_size``, ``lr``, ``seed``, ``ranks``, ``num_train``, ``num_test``, ``num_features``), ``seconds``.
+    Raises :class:`NonFiniteError`; SettingsError for ranks that cannot share a batch equally.
     """
     started = time.monotonic()
     batch_size = min(protocol.batch_size, len(dataset.train))
     own = _own_settings(settings, batch_size, seed)
-    source = make_source(own, dataset, device)
+    check_ranks(own, ranks.world_size, "--ranks")
+    source = make_source(own, dataset, device, ranks)
     labels = torch.tensor(dataset.train.labels, device=device)
     steps_per_epoch = len(dataset.train) // batch_size
 
@@ -105,16 +120,16 @@ def evaluate_linear(
     was_training = backbone.training
     backbone.eval()  # in train mode a BN would use and change statistics that belong to what is evaluated
     try:
-        test, test_labels = _plain_features(source, encode, "query")
+        test, test_labels = _plain_features(source, encode, "query", len(dataset.test), ranks)
         if protocol.augmented:
             batches = _crops(source, encode, labels, steps_per_epoch, num_parts=batch_size // own.batch_size)
         else:
-            train, _ = _plain_features(source, encode, "bank")
+            train, _ = _plain_features(source, encode, "bank", len(dataset.train), ranks)
             train, test = whiten(train, test)
-            batches = _cached(train, labels, own.model_copy(update={"batch_size": batch_size}))
+            batches = _cached(train, labels, own.model_copy(update={"batch_size": batch_size}), ranks)
         classifier = _untrained(test.shape[1], len(dataset.classes), seed).to(device)
         peak_rate = protocol.lr * batch_size / 256
-        loss = fit(classifier, batches, protocol, peak_rate, steps_per_epoch, on_epoch)
+        loss = fit(classifier, batches, protocol, peak_rate, steps_per_epoch, on_epoch, ranks)
         top1, top5 = accuracy(classifier, test, test_labels)
     finally:
         backbone.train(was_training)
@@ -126,6 +141,7 @@ def evaluate_linear(
         "batch_size": batch_size,
         "lr": peak_rate,
         "seed": seed,
+        "ranks": ranks.world_size,
         "num_train": len(dataset.train),
         "num_test": len(test),
         "num_features": test.shape[1],
@@ -153,13 +169,15 @@ def _own_settings(settings: Settings, batch_size: int, seed: int) -> Settings:
     )
 
 
-def _plain_features(source: Source, encode: Encode, split: Literal["bank", "query"]) -> tuple[Tensor, Tensor]:
+def _plain_features(
+    source: Source, encode: Encode, split: Literal["bank", "query"], num_images: int, ranks: Ranks
+) -> tuple[Tensor, Tensor]:
     """Features (N, num_features) and labels (N,) of all training images or all test images, not augmented."""
     parts, labels = zip(*((encode(images), truth) for images, truth in source.plain(split)), strict=True)
-    features = torch.cat(parts)
+    features = ranks.gather(torch.cat(parts), num_images)
     if not features.isfinite().all():
         raise NonFiniteError("the backbone's features are not all finite: nothing can be learnt from a diverged run")
-    return features, torch.cat(labels)
+    return features, ranks.gather(torch.cat(labels), num_images)
 
 
 def _crops(source: Source, encode: Encode, labels: Tensor, steps_per_epoch: int, *, num_parts: int) -> Batches:
@@ -175,11 +193,11 @@ def _crops(source: Source, encode: Encode, labels: Tensor, steps_per_epoch: int,
     return batches
 
 
-def _cached(features: Tensor, labels: Tensor, settings: Settings) -> Batches:
+def _cached(features: Tensor, labels: Tensor, settings: Settings, ranks: Ranks) -> Batches:
     """Batches of features (N, num_features) that are there already."""
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for index in batches_of(settings, epoch, len(features), 0):
+        for index in map(ranks.own, batches_of(settings, epoch, len(features), 0)):
             chosen = index.to(features.device)
             yield features[chosen], labels[chosen]
 
@@ -242,9 +260,14 @@ def fit(
     peak_rate: float,
     steps_per_epoch: int,
     on_epoch: Callable[[int, float], None],
+    ranks: Ranks = ONE_RANK,
 ) -> float:
-    """Train ``classifier`` in place by cross-entropy; the mean loss of the last epoch. Raises NonFiniteError."""
+    """Train ``classifier`` in place by cross-entropy; the mean loss of the last epoch. Raises NonFiniteError.
+
+    batches: each rank's own part of them.
+    """
     optimizer = classifier_optimizer(protocol, classifier)
+    gradients = Gradients(ranks, classifier.parameters())
     num_steps, step, mean_loss = protocol.epochs * steps_per_epoch, 0, math.nan
     for epoch in range(protocol.epochs):
         total = torch.zeros((), device=classifier.weight.device)
@@ -254,10 +277,11 @@ def fit(
             loss = F.cross_entropy(classifier(features), labels)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
+            gradients.finish()
             optimizer.step()
             total += loss.detach()
             step += 1
-        mean_loss = total.item() / steps_per_epoch
+        mean_loss = ranks.mean(total).item() / steps_per_epoch
         if not math.isfinite(mean_loss):
             raise NonFiniteError(
                 f"the linear classifier's loss is {mean_loss} in epoch {epoch + 1}: "

@@ -26,10 +26,12 @@ from simsiam.batch_norm import convert, synchronise
 from simsiam.config import Settings, flatten, validate
 from simsiam.data import Dataset, load
 from simsiam.distributed import Ranks
+from simsiam.linear import LinearProtocol, evaluate_linear
 from simsiam.loading import Batch, make_source
 from simsiam.metrics import merge
 from simsiam.monitor import relative_std
 from simsiam.rendezvous import Place, meet
+from simsiam.siamese import Siamese
 from simsiam.train import Hooks, Training, train
 from tests.conftest import SMALL
 
@@ -175,6 +177,18 @@ def resumed(folder: Path, ranks: Ranks) -> None:
     assert train(settings, dataset(settings.data), folder, attempt=2, device=CPU, ranks=ranks) is not None
 
 
+def linear(ranks: Ranks) -> list[dict[str, Any]]:
+    """Linear evaluation of one network by each kind of protocol, in float32."""
+    settings = settings_of("SimSiam")
+    images = dataset(settings.data)
+    backbone = Siamese(settings, images.num_channels, len(images.train)).backbone
+    protocols = [
+        LinearProtocol(name="crops", optimizer="lars", batch_size=48, epochs=2, lr=0.5, augmented=True),
+        LinearProtocol(name="plain", optimizer="sgd", batch_size=32, epochs=3, lr=0.03, augmented=False),
+    ]
+    return [evaluate_linear(backbone, settings, images, each, device=CPU, ranks=ranks) for each in protocols]
+
+
 def diverges(folder: Path, ranks: Ranks) -> str | None:
     """NaN on the images of one rank alone: all agree that the run has diverged."""
     folder.mkdir(exist_ok=True)
@@ -210,6 +224,7 @@ def all_cases(folder: Path, ranks: Ranks) -> Answers:
     answers["images"] = images(ranks)
     answers["points"] = evaluations(folder / "whole", ranks)
     resumed(folder / "parts", ranks)
+    answers["linear"] = linear(ranks)
     answers["diverges"] = diverges(folder / "diverges", ranks)
     answers["buckets"] = small_buckets(folder, ranks, limit)
     answers["any"] = ranks.any(ranks.rank == 0, False, ranks.rank == ranks.world_size - 1)

@@ -124,6 +124,17 @@ def test_points_are_those_of_one_rank(one: Answers, two: list[Answers]) -> None:
                 assert found[name] == pytest.approx(value, rel=1e-3), (name, found)
 
 
+def test_linear_evaluation_is_that_of_one_rank(one: Answers, two: list[Answers]) -> None:
+    for answers in two:
+        for found, expected in zip(answers["linear"], one["linear"], strict=True):
+            assert found["ranks"] == 2
+            assert found["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+            assert found["num_test"] == expected["num_test"] == 500
+            for name in ("top1", "top5"):
+                assert found[name] == pytest.approx(expected[name], abs=0.41)  # two images at a tie
+    assert one["linear"][1]["top1"] > 20  # it has learnt something: chance is 10
+
+
 def test_a_stopped_run_goes_on_bit_for_bit(two: list[Answers]) -> None:
     whole, parts = two[0]["folder"] / "whole", two[0]["folder"] / "parts"
     points = [[{**point, "images_per_s": 0} for point in metrics.merge(folder)] for folder in (whole, parts)]

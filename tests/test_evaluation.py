@@ -36,6 +36,27 @@ def test_evaluating_never_retrains(command: Command, tmp_path: Path) -> None:
     assert "linear-features.json" in command("evaluate", *SMOKE).stdout
 
 
+def test_ranks_evaluate_together(command: Command, tmp_path: Path) -> None:
+    assert command("run", *SMOKE).returncode == 0
+    runs = json.loads(command("evaluate", *SMOKE, "--json").stdout)["runs"]
+    for result in tmp_path.glob("runs/*/linear-features.json"):
+        result.unlink()
+    done = command("evaluate", *SMOKE, "--ranks", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    for run_id, result in json.loads(done.stdout)["runs"].items():
+        assert result["ranks"] == 2
+        assert result["train_loss"] == pytest.approx(runs[run_id]["train_loss"], rel=1e-3)
+        assert result["top1"] == pytest.approx(runs[run_id]["top1"], abs=1)
+    for result in tmp_path.glob("runs/*/linear-features.json"):
+        result.unlink()
+    refused = command("evaluate", *SMOKE, "--ranks", "3")
+    assert refused.returncode == 2
+    assert (
+        refused.stderr
+        == "error: batch_size: 256 must be a multiple of the 3 ranks, which share it equally  [--ranks]\n"
+    )
+
+
 def test_unknown_protocol_and_nothing_to_evaluate(command: Command, tmp_path: Path) -> None:
     done = command("evaluate", *SMOKE, "--protocol", "featurs")
     assert done.returncode == 2

@@ -75,7 +75,7 @@ def launch(
     jobs = scheduler.my_jobs()  # before anything is written: is there a SLURM at all?
     made = prepared_plan(studies_named(study), chosen_scale, seeds, set_, runs, data, say)
     check_writable(runs)
-    for note in (*warnings(chosen), *_grace_warnings(chosen)):
+    for note in (*warnings(chosen), *_partition_warnings(chosen)):
         say(f"warning: {note}")
     for note in slurm.recover(runs, jobs):
         say(note)
@@ -163,21 +163,27 @@ def _dry_run(made: Plan, cluster: Cluster) -> None:
         say(f"warning: {note}")
 
 
-def _grace_warnings(cluster: Cluster) -> list[str]:
+def _partition_warnings(cluster: Cluster) -> list[str]:
     from experiments.scheduler import SlurmError, partition, seconds_from
 
+    profile = cluster.profile
     try:
-        found = partition(cluster.profile.partition)
+        found = partition(profile.partition)
     except SlurmError:
         return []  # sbatch will say it, and about which line
+    name, notes = found.get("PartitionName"), []
     grace = seconds_from(found.get("GraceTime", ""))
-    if found.get("PreemptMode", "OFF") == "OFF" or grace is None or grace >= cluster.profile.grace:
-        return []
-    name = found.get("PartitionName")
-    return [
-        f"grace: partition {name} gives jobs {grace} s when it takes them away, not {cluster.profile.grace} s"
-        f"  [{cluster.at('grace')}]"
-    ]
+    if found.get("PreemptMode", "OFF") != "OFF" and grace is not None and grace < profile.grace:
+        notes.append(
+            f"grace: partition {name} gives jobs {grace} s when it takes them away, not {profile.grace} s"
+            f"  [{cluster.at('grace')}]"
+        )
+    if profile.follow_up and found.get("PreemptMode") == "CANCEL" and "partition" not in profile.follow_up_options:
+        notes.append(
+            f"follow_up: partition {name} cancels the jobs that it takes away, the follow-up too, if it is running"
+            f" then: another partition for it in follow_up_options is safer  [{cluster.at('partition')}]"
+        )
+    return notes
 
 
 def _supervise(made: Plan) -> None:

@@ -20,6 +20,7 @@ from experiments.options import (
     Seeds,
     Set,
     device_named,
+    num_gpus,
     plan_for,
     scale_named,
     studies_named,
@@ -43,6 +44,9 @@ def evaluate(
     scale: ScaleName = None,
     set_: Set = None,
     seeds: Seeds = None,
+    ranks: Annotated[
+        int, typer.Option("--ranks", min=1, metavar="N", help="Processes that evaluate a run together.")
+    ] = 1,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -51,12 +55,9 @@ def evaluate(
     paper: LARS, batch 4096, 90 epochs, augmented crops (App. A). sgd: its alternative. features: a linear classifier
     on features that are computed once; seconds at small scales.
     """
-    import torch
-
-    from experiments.evaluation import evaluate_run, settings_of
+    from experiments.evaluation import Evaluation, evaluate_run, settings_of
     from experiments.store import RunFolder
     from simsiam.config import nearest
-    from simsiam.data import load
     from simsiam.linear import PROTOCOLS
 
     chosen_scale = scale_named(scale)
@@ -64,7 +65,9 @@ def evaluate(
     if name not in PROTOCOLS:
         known = ", ".join(PROTOCOLS)
         raise SettingsError(f"protocol: {name!r} is not one of {known}{nearest(name, list(PROTOCOLS))}  [--protocol]")
-    where = torch.device(device_named(device))
+    device = device_named(device)
+    if device == "cuda" and ranks > num_gpus():
+        raise SettingsError(f"ranks: {ranks} must be at most the {num_gpus()} GPUs that torch sees  [--ranks]")
     rows: list[tuple[str, str, str, RunFolder, Settings | None]] = []  # no settings: not to be evaluated
     if (Path(study) / "config.yaml").exists():
         if set_ or seeds or scale:
@@ -91,7 +94,7 @@ def evaluate(
             if not as_json and epoch % 10 == 0:
                 say(f"{of}: epoch {epoch}, loss {loss:.3f}")
 
-        results[run.run_id] = evaluate_run(run, settings, load(settings.data, data), PROTOCOLS[name], where, tell)
+        results[run.run_id] = evaluate_run(Evaluation(run, settings, data, PROTOCOLS[name], device), ranks, tell)
     if as_json:
         return print_json({"protocol": name, "runs": results})
     table = make_table("study", "variant", "seed>", "top-1 %>", "top-5 %>", "run")

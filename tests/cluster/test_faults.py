@@ -47,7 +47,9 @@ def preempted_by_requeue(grid: Grid) -> None:
 
 def preempted_by_cancel(grid: Grid) -> None:
     """By itself."""
-    grid.launch()
+    output = grid.launch()
+    assert "grace: partition spot gives jobs 5 s" in output
+    assert "follow_up: partition spot cancels the jobs" in output
     preempt(grid, "n2")
 
 
