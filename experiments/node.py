@@ -62,7 +62,7 @@ def copy_images(data_sets: Iterable[DataSettings], source: Path, target: Path) -
     Of many jobs and tasks on a node one copies, and the others wait for it.
     """
     target.mkdir(parents=True, exist_ok=True)
-    with open(target / ".copying", "w") as lock:
+    with open(target / ".copying", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released with the process, however that ends
         for settings in data_sets:
             if fingerprint(settings, target) == fingerprint(settings, source):

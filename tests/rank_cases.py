@@ -184,7 +184,7 @@ def linear(ranks: Ranks) -> list[dict[str, Any]]:
     backbone = Siamese(settings, images.num_channels, len(images.train)).backbone
     protocols = [
         LinearProtocol(name="crops", optimizer="lars", batch_size=48, epochs=2, lr=0.5, augmented=True),
-        LinearProtocol(name="plain", optimizer="sgd", batch_size=32, epochs=3, lr=0.03, augmented=False),
+        LinearProtocol(name="plain", optimizer="sgd", batch_size=32, epochs=10, lr=0.3, augmented=False),
     ]
     return [evaluate_linear(backbone, settings, images, each, device=CPU, ranks=ranks) for each in protocols]
 

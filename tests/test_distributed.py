@@ -132,7 +132,7 @@ def test_linear_evaluation_is_that_of_one_rank(one: Answers, two: list[Answers])
             assert found["num_test"] == expected["num_test"] == 500
             for name in ("top1", "top5"):
                 assert found[name] == pytest.approx(expected[name], abs=0.41)  # two images at a tie
-    assert one["linear"][1]["top1"] > 20  # it has learnt something: chance is 10
+    assert one["linear"][1]["train_loss"] < 2.1  # it has learnt its 320 images; guessing gives log 10
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(two: list[Answers]) -> None:
