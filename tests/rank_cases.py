@@ -1,7 +1,8 @@
 """What each rank of tests/test_distributed.py does: one process, many cases, in float64 where numbers are compared.
 
 Called as ``python -m tests.rank_cases RANK WORLD_SIZE FOLDER``; the answers go to ``FOLDER/answers.RANK.pt``. At its
-end the last rank fails once, and then is killed. With names of METHODS after the folder, only their steps are made.
+end the last rank fails once, and then is killed. With names of METHODS after the folder, only their steps are made;
+with "falls silent", only that fault.
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ from experiments.store import RunFolder
 from experiments.worker import Surroundings
 from simsiam.batch_norm import convert, synchronise
 from simsiam.config import Settings, flatten, validate
-from simsiam.data import Dataset, load
+from simsiam.data import Dataset, load, prepare
 from simsiam.distributed import Ranks
 from simsiam.linear import LinearProtocol, evaluate_linear
-from simsiam.loading import Batch, make_source
+from simsiam.loading import Batch, Source, make_source
 from simsiam.metrics import merge
 from simsiam.monitor import relative_std
 from simsiam.rendezvous import Place, meet
 from simsiam.siamese import Siamese
 from simsiam.train import Hooks, Training, train
+from tests import pictures
 from tests.conftest import SMALL
 
 Answers = dict[str, Any]
 CPU = torch.device("cpu")
+SILENCE = 32.0  # seconds that a rank says nothing, where others wait for a quarter of it
 
 # Methods at smoke scale, trained for 20 steps; switches that compare or remember across the batch, for 5, in which
 # every image is seen again.
@@ -147,6 +150,10 @@ def images(ranks: Ranks) -> list[Tensor]:
     """The views of two batches, whole again: to the last bit those of one rank."""
     settings = settings_of("SimSiam")
     source = make_source(settings, dataset(settings.data), CPU, ranks)
+    return views_of(source, ranks)
+
+
+def views_of(source: Source, ranks: Ranks) -> list[Tensor]:
     batches = [next(iter(source.epoch(1, first))) for first in (0, 3)]
     return [
         ranks.gather(part)
@@ -155,10 +162,25 @@ def images(ranks: Ranks) -> list[Tensor]:
     ]
 
 
-def evaluations(folder: Path, ranks: Ranks) -> list[dict[str, Any]]:
-    """A whole run in float32: what it writes."""
+def files(folder: Path, ranks: Ranks) -> list[Tensor]:
+    """As ``images``, of pictures that each rank's loader processes decode; then what the kNN sees of them."""
+    if ranks.rank == 0:
+        pictures.write(folder, 64, 7)
+    settings = validate({**flatten(settings_of("SimSiam")), **pictures.SETTINGS, "data.storage": "files"})
+    if ranks.rank == 0:
+        prepare(settings.data, folder)
+    ranks.broadcast(None)  # the others wait for it
+    found = load(settings.data, folder)
+    source = make_source(settings, found, CPU, ranks)
+    queries = zip(*source.plain("query"), strict=True)
+    return views_of(source, ranks) + [ranks.gather(torch.cat(parts), len(found.test)) for parts in queries]
+
+
+def evaluations(folder: Path, ranks: Ranks, precision: str = "float32") -> list[dict[str, Any]]:
+    """A whole run: what it writes."""
     folder.mkdir(exist_ok=True)
-    train(validate(SMALL), dataset(validate(SMALL).data), folder, attempt=1, device=CPU, ranks=ranks)
+    settings = validate({**SMALL, "precision": precision})
+    train(settings, dataset(settings.data), folder, attempt=1, device=CPU, ranks=ranks)
     return merge(folder) if ranks.rank == 0 else []
 
 
@@ -222,7 +244,9 @@ def all_cases(folder: Path, ranks: Ranks) -> Answers:
     answers["gather"] = gather_gradient(ranks)
     answers["bn"] = batch_norms(ranks)
     answers["images"] = images(ranks)
+    answers["files"] = files(folder / "pictures", ranks)
     answers["points"] = evaluations(folder / "whole", ranks)
+    answers["bfloat16"] = evaluations(folder / "bfloat16", ranks, "bfloat16")
     resumed(folder / "parts", ranks)
     answers["linear"] = linear(ranks)
     answers["diverges"] = diverges(folder / "diverges", ranks)
@@ -234,7 +258,9 @@ def all_cases(folder: Path, ranks: Ranks) -> Answers:
     return answers
 
 
-def fault(name: str, happen: Callable[[], None], rank: int, world_size: int, folder: Path) -> Answers:
+def fault(
+    name: str, happen: Callable[[], None], rank: int, world_size: int, folder: Path, timeout_seconds: float = 120
+) -> Answers:
     """A cell in which something happens to the last rank after 12 steps, past a checkpoint at 10."""
     settings = validate(SMALL)
     original = Training.update
@@ -248,7 +274,9 @@ def fault(name: str, happen: Callable[[], None], rank: int, world_size: int, fol
     where = Surroundings(folder / "faults", CPU, 1, should_stop=lambda: False, on_progress=lambda progress: None)
     place = Place(rank, world_size, folder / f"meeting.{name}.json")
     started = time.monotonic()
-    state, reason = run_cell_on_ranks(name, settings, dataset(settings.data), where, place, timeout_seconds=120)
+    state, reason = run_cell_on_ranks(
+        name, settings, dataset(settings.data), where, place, timeout_seconds=timeout_seconds
+    )
     Training.update = original  # type: ignore[method-assign]
     status = RunFolder(where.runs, name).status().state
     return {"state": state, "reason": reason, "status": status, "seconds": time.monotonic() - started}
@@ -264,6 +292,9 @@ def be_killed() -> None:
 
 def main(rank: int, world_size: int, folder: Path, only: list[str]) -> None:
     torch.set_num_threads(1)
+    if only == ["falls silent"]:
+        answer = fault("is-silent", lambda: time.sleep(SILENCE), rank, world_size, folder, SILENCE / 4)
+        return torch.save(answer, folder / f"answers.{rank}.pt")
     place = Place(rank, world_size, folder / "meeting.json")
     with meet(place, CPU, timeout_seconds=120) as team:
         if only:

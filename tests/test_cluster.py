@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 from experiments import scheduler
 from experiments.cluster import Profile, cluster_names, load_cluster, minutes_from, warnings
@@ -26,6 +25,7 @@ from experiments.study import load_scale, load_study
 from simsiam import checkpoint
 from simsiam.config import Settings, SettingsError, validate
 from simsiam.data import load, prepare
+from tests import pictures
 from tests.conftest import Command
 
 CELL = ["--scale", "smoke", "--set", "data.num_train=320", "--set", "evaluation.bank_size=200", "--set", "epochs=1"]
@@ -142,12 +142,7 @@ def test_a_worker_begins_with_what_it_trained_before() -> None:
 
 @pytest.mark.parametrize("storage", ["memory", "files"])
 def test_images_are_copied_to_the_node_once(storage: str, tmp_path: Path) -> None:
-    for split in ("train", "test"):
-        for label in ("a", "b"):
-            folder = tmp_path / "shared" / "mine" / split / label
-            folder.mkdir(parents=True)
-            for n in range(3):
-                Image.new("RGB", (20, 20), (40 * n, 9, 9)).save(folder / f"{n}.png")
+    pictures.write(tmp_path / "shared", 3, 3)
     values = {"data.name": "folder", "data.path": "mine", "data.storage": storage, "data.image_size": 16}
     settings = validate({**values, "batch_size": 2}).data
     prepared = prepare(settings, tmp_path / "shared")

@@ -31,22 +31,23 @@ __all__ = ["start"]  # a fixture
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 
 
+def start_rank(rank: int, world_size: int, folder: Path, *only: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.rank_cases", str(rank), str(world_size), str(folder), *only],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def run_ranks(world_size: int, folder: Path) -> list[Answers]:
     """Start all ranks, where an earlier job has left an invitation and its port now belongs to another."""
     other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     other.set("token", "another's")
     left = {"token": "mine", "addresses": ["127.0.0.1"], "port": other.port}
     (folder / "meeting.json").write_text(json.dumps(left))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.rank_cases", str(rank), str(world_size), str(folder)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
+    processes = [start_rank(rank, world_size, folder) for rank in range(world_size)]
     outputs = [process.communicate(timeout=900)[0] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [0] * (world_size - 1) + [-signal.SIGKILL], "\n".join(outputs)
@@ -105,9 +106,10 @@ def test_batch_norm_over_ranks_is_batch_norm_over_the_whole_batch(one: Answers, 
                 )
 
 
-def test_an_image_is_augmented_alike_on_every_rank(one: Answers, two: list[Answers]) -> None:
+@pytest.mark.parametrize("kind", ["images", "files"])
+def test_an_image_is_augmented_alike_on_every_rank(kind: str, one: Answers, two: list[Answers]) -> None:
     for answers in two:
-        for found, expected in zip(answers["images"], one["images"], strict=True):
+        for found, expected in zip(answers[kind], one[kind], strict=True):
             assert torch.equal(found, expected)
 
 
@@ -122,6 +124,16 @@ def test_points_are_those_of_one_rank(one: Answers, two: list[Answers]) -> None:
                 assert found[name] == pytest.approx(value, abs=2), found
             elif name != "images_per_s":
                 assert found[name] == pytest.approx(value, rel=1e-3), (name, found)
+
+
+def test_in_bfloat16_the_curves_are_about_those_of_one_rank(one: Answers, two: list[Answers]) -> None:
+    """Eight bits of each number: after a whole run the two agree as two seeds would not."""
+    assert len(two[0]["bfloat16"]) == len(one["bfloat16"])
+    for found, expected in zip(two[0]["bfloat16"], one["bfloat16"], strict=True):
+        assert set(found) == set(expected)
+        for name in ("loss", "z_std_relative"):
+            if name in expected:  # an evaluation has points of its own
+                assert found[name] == pytest.approx(expected[name], abs=0.05)
 
 
 def test_linear_evaluation_is_that_of_one_rank(one: Answers, two: list[Answers]) -> None:
@@ -185,6 +197,19 @@ def test_a_killed_rank_ends_the_attempt_soon_and_leaves_the_run_to_be_claimed(tw
     assert state is not None
     assert state["step"] == 10
     assert not (folder / "failure.txt").exists()
+
+
+def test_a_rank_that_falls_silent_is_waited_for_so_long_and_no_longer(tmp_path: Path) -> None:
+    """Its process lives and its connections stay open, as those of a machine that is gone seem to."""
+    processes = [start_rank(rank, 2, tmp_path, "falls silent") for rank in range(2)]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    first, silent = (torch.load(tmp_path / f"answers.{rank}.pt", weights_only=False) for rank in range(2))
+    assert first["state"] == silent["state"] == "interrupted"
+    assert first["status"] == "interrupted"  # to be claimed at once
+    limit = rank_cases.SILENCE / 4
+    assert limit < first["seconds"] < rank_cases.SILENCE
+    assert silent["seconds"] > rank_cases.SILENCE
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -17,13 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
-from PIL import Image
 
 from experiments.launches import Launch, all_launches
 from experiments.store import RunFolder
 from simsiam import metrics
+from tests import pictures
 from tests.conftest import ROOT
 
 HERE = Path(__file__).parent
@@ -220,16 +219,9 @@ def curves(runs: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def images(folder: Path) -> list[str]:
-    """A data set of small pictures in a folder; returns the settings that name it, beside the place for images."""
-    draws = np.random.default_rng(0)
-    for split, number in (("train", 64), ("test", 16)):
-        for label in ("a", "b"):
-            place = folder / "data" / "mine" / split / label
-            place.mkdir(parents=True)
-            for n in range(number):
-                pixels = draws.integers(0, 255, (18, 18, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(place / f"{n}.png")
-    settings = ("data.name=folder", "data.path=mine", "data.num_train=null", "evaluation.bank_size=null")
+    """Write pictures into files; returns the options that name them."""
+    pictures.write(folder / "data", 64, 16)
+    settings = (f"{name}={json.dumps(value)}" for name, value in pictures.SETTINGS.items())
     return ["--data", str(folder / "data"), *(part for item in settings for part in ("--set", item))]
 
 
