@@ -46,9 +46,17 @@ class Plan:
         return self.studies[0].title if len(self.studies) == 1 else f"{len(self.studies)} studies"
 
     def unique(self) -> list[PlannedCell]:
-        """One cell for each run, in the order of seed, then variant, so that the first comparison is there soon."""
+        """One cell for each run, in the order in which to begin them.
+
+        By seed, so that the first comparison is there soon; of one seed the long ones first, so that at the end nobody
+        waits for one; then by variant.
+        """
         by_run = {planned.run_id: planned for planned in self.cells}
-        return sorted(by_run.values(), key=lambda planned: planned.cell.seed)
+
+        def turn(planned: PlannedCell) -> tuple[int, float]:
+            return planned.cell.seed, -estimate(planned.cell.settings, self.scale).seconds
+
+        return sorted(by_run.values(), key=turn)
 
     def statuses(self, heartbeats: Heartbeats | None = None) -> dict[str, Status]:
         """The state of each run; who looks more than once remembers the heartbeats."""

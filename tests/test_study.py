@@ -264,3 +264,19 @@ def test_a_user_s_own_study_runs_from_any_folder(command: Command, tmp_path: Pat
 def test_unknown_scale_names_the_nearest() -> None:
     with pytest.raises(SettingsError, match="did you mean 'imagenet'"):
         load_scale("imagnet")
+
+
+def test_cells_begin_by_seed_and_long_ones_first(tmp_path: Path) -> None:
+    """Table 4's methods by epochs: with two workers nobody waits at the end for the longest, begun last."""
+    made = make_plan(load_study("comparison"), load_scale("imagenet"), [1, 0], [], tmp_path, tmp_path)
+    begun = [(planned.cell.seed, planned.cell.settings.epochs, planned.cell.variant) for planned in made.unique()]
+    assert [seed for seed, _, _ in begun] == sorted(seed for seed, _, _ in begun)
+    for seed in (0, 1):
+        seconds = [
+            estimate(planned.cell.settings, made.scale).seconds
+            for planned in made.unique()
+            if planned.cell.seed == seed
+        ]
+        assert seconds == sorted(seconds, reverse=True)
+    assert {planned.run_id for planned in made.unique()} == {planned.run_id for planned in made.cells}
+    assert begun[0][1] == 800
