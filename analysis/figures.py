@@ -237,7 +237,7 @@ def legend_columns(labels: Sequence[str], width: float) -> int:
     """How many entries of a legend stand beside each other in ``width`` inches, in rows of equal length."""
     entry = 0.45 + 0.062 * max((len(line) for label in labels for line in label.split("\n")), default=0)  # inches
     most = max(1, min(len(labels), int(width / entry)))
-    return max(1, math.ceil(len(labels) / math.ceil(len(labels) / most)))
+    return math.ceil(len(labels) / math.ceil(len(labels) / most)) if labels else 1
 
 
 def _canvas(

@@ -17,25 +17,28 @@ from analysis.spectrum_figure import LOWEST, plot_spectra, spectra_by_group
 from analysis.sweeps import LABELS, METRIC, plot_sweep
 from experiments.study_figures import FIG_2, Curves, Linear, Map, Spectrum, StudyFigure, Sweep
 
-MEANINGS = {
-    "z_std": "std of z/|z|, mean over channels",
-    "positive_cosine": "mean cosine of z of the two views of an image, 1 where they are equal",
-    "uniformity": "log E exp(-2 |z - z'|²) over pairs of unit vectors of the batch, 0 where all are one point and "
-    "about -4 at best",
-    "centre": "|E z/|z||², 1 where all z are one point",
-    "effective_rank": "effective rank of z (RankMe) on held-out images",
-    "explained_variance_area": "area under the cumulative sum of the singular values of z, 1 where one direction "
-    "carries all and near 1/2 where all carry the same",
-    "lr": "the encoder's learning rate",
-    "grad_norm": "norm of the gradient over all weights",
-    "grad_norm_backbone": "norm of the backbone's gradient",
-    "grad_norm_projector": "norm of the projector's gradient",
-    "grad_norm_predictor": "norm of the predictor's gradient",
-    "predictor_alignment": "how far the weight W of a linear predictor commutes with the correlation C of z, 0 where "
-    "they share their eigenvectors",
-    "loss": "training loss",
-    "z_std_relative": "std of z/|z| in units of 1/√d",
-    "knn_top1": "kNN top-1 accuracy (percent)",
+MEANINGS = {  # of each metric its name, and what a value of it says; "" where the name does
+    "loss": ("training loss", ""),
+    "z_std_relative": ("std of z/|z|", "mean over channels, in units of 1/√d"),
+    "knn_top1": ("kNN top-1 accuracy", "percent"),
+    "z_std": ("std of z/|z|", "mean over channels"),
+    "positive_cosine": ("cosine of the views", "mean over z₁ and z₂ of each image, 1 where they are equal"),
+    "uniformity": ("uniformity", "log E exp(-2 |z - z'|²) over pairs of unit vectors of the batch, 0 for one point"),
+    "centre": ("centre", "|E (z/|z|)|², 1 where all z are one point"),
+    "effective_rank": ("effective rank of z", "RankMe, on held-out images"),
+    "explained_variance_area": (
+        "area under the explained variance of z",
+        "of held-out images, 1 where one direction carries all and near 1/2 where all carry the same",
+    ),
+    "lr": ("learning rate", "the encoder's"),
+    "grad_norm": ("norm of the gradient", "over all weights"),
+    "grad_norm_backbone": ("norm of the backbone's gradient", ""),
+    "grad_norm_projector": ("norm of the projector's gradient", ""),
+    "grad_norm_predictor": ("norm of the predictor's gradient", ""),
+    "predictor_alignment": (
+        "alignment of predictor and features",
+        "how far the weight W of a linear h commutes with the correlation C of z, 0 where they share eigenvectors",
+    ),
 }
 NOT_LOGGED = "evaluation.diagnostics is off, or they are of an older version"
 
@@ -89,13 +92,13 @@ def _fig_2(figure: Curves, points: pd.DataFrame, runs: pd.DataFrame) -> Drawing:
 
 def _curves(figure: Curves, points: pd.DataFrame, runs: pd.DataFrame) -> Drawing:
     logged = [metric for metric in figure.metrics if metric in points and points[metric].notna().any()]
-    names = ", ".join(MEANINGS[metric].partition(",")[0] for metric in figure.metrics)
+    names = " and ".join(", ".join(MEANINGS[metric][0] for metric in logged or figure.metrics).rsplit(", ", 1))
     heading = f"{names[0].upper()}{names[1:]} over training"
     if not logged:
         return _absent(figure, heading, runs, f"none of its runs logged {', '.join(figure.metrics)}: {NOT_LOGGED}")
+    meanings = [f"{name} ({meaning})" if meaning else name for name, meaning in map(MEANINGS.__getitem__, logged)]
+    caption = f"Against epochs: {'; '.join(meanings)}. {_lines_and_bands(runs[runs['run'].isin(points['run'])])}"
     left_out = [metric for metric in figure.metrics if metric not in logged]
-    caption = "Against epochs: " + "; ".join(MEANINGS[metric] for metric in logged) + "."
-    caption += f" {_lines_and_bands(runs[runs['run'].isin(points['run'])])}"
     if left_out:
         caption += f" Not drawn, since no run logged it: {', '.join(left_out)}."
     ends = []
@@ -121,7 +124,9 @@ def _lines_and_bands(runs: pd.DataFrame) -> str:
     seeds = runs.groupby("variant", observed=True).size()
     if not (seeds > 1).any():
         return "One run a variant: differences may be chance."
-    return "Thick lines are means over seeds, bands reach from the lowest to the highest; thin lines are single runs."
+    text = f"Thick lines are means over {_seeds(seeds[seeds > 1].tolist())}, bands reach from the lowest to the highest"
+    alone = (seeds == 1).any() or (runs["state"] != "done").any()
+    return text + ("; thin lines are single runs." if alone else ".")
 
 
 def _seeds(counts: Sequence[int]) -> str:
@@ -136,6 +141,8 @@ def _seeds(counts: Sequence[int]) -> str:
 def _sweep(figure: Sweep, runs: pd.DataFrame, paper: Mapping[str, float]) -> Drawing:
     label = LABELS.get(figure.setting, figure.setting.replace("_", " "))
     heading = f"Accuracy against {label}"
+    if figure.setting not in runs:
+        return _absent(figure, heading, runs, "no run has settings that can be read")
     present = set(runs["variant"].astype(str))
     base = figure.base if figure.base in present else None  # it may be run at other scales only
     swept = runs.assign(**{figure.setting: pd.to_numeric(runs[figure.setting], errors="coerce")})
@@ -215,7 +222,7 @@ def _spectrum(figure: Spectrum, runs: pd.DataFrame) -> Drawing:
         "lines are early, dark ones late. An isotropic z has 1/√d at each rank; a drop shows directions not used. "
         f"Geometric means over {_seeds([len(found) for found in spectra.values()])}, of the last evaluation with a "
         f"band from the lowest to the highest where there are several. What is below {LOWEST:.0e} is rounding, "
-        "and not drawn."
+        "and is not drawn; in a mean it counts as that."
     )
     words = []
     for name, found in spectra.items():

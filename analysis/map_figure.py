@@ -73,11 +73,13 @@ def project(z: NDArray[np.float64]) -> Projection:
     centred = unit - unit.mean(0)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     points = np.zeros((len(z), 2))
+    variance = float((singular**2).sum() / len(z))
+    if variance < 1e-12:  # rounding alone, which has axes too
+        return Projection(points, (0.0, 0.0), 0.0)
     kept = min(2, len(singular))
     points[:, :kept] = left[:, :kept] * singular[:kept]
     farthest = points[np.abs(points).argmax(0), [0, 1]]
-    variance = float((singular**2).sum() / len(z))
-    shares = (points**2).sum(0) / len(z) / variance if variance > 0 else np.zeros(2)
+    shares = (points**2).sum(0) / len(z) / variance
     return Projection(points * np.where(farthest < 0, -1, 1), (float(shares[0]), float(shares[1])), variance)
 
 

@@ -69,8 +69,8 @@ def plot_spectra(runs: pd.DataFrame, hue: str | None = None, *, width: float = s
     ``runs`` as of :func:`analysis.load_runs`; their files are read. ``hue`` is the column that tells panels apart, by
     default ``variant`` if there is one, else ``config``. A line is the geometric mean over the runs that came as far
     as any, the last one with a band from the lowest to the highest; runs that came to different outcomes, or differ in
-    width, are thin lines of their own. Dark lines are late in training. At most :data:`MOST_LINES` evaluations are drawn. ``width`` is in
-    inches. Raises ValueError if no run has a spectrum, or ``runs`` no such column.
+    width, are thin lines of their own. Dark lines are late in training. At most :data:`MOST_LINES` evaluations are
+    drawn. ``width`` is in inches. Raises ValueError if no run has a spectrum, or ``runs`` no such column.
     """
     with matplotlib.rc_context(style.RC):
         panels = [(group, spectra) for group, spectra in spectra_by_group(runs, hue) if spectra]
@@ -129,7 +129,7 @@ def _draw(ax: Axes, spectra: Sequence[Spectra], mixed: bool, colours: Colormap, 
         else:
             if epoch == epochs[-1]:  # those of all evaluations would hide each other
                 ax.fill_between(first.ranks, np.min(rows, 0), np.max(rows, 0), color=colour, alpha=0.2, linewidth=0)
-            ax.plot(first.ranks, np.exp(np.mean(np.log(np.maximum(rows, 1e-30)), 0)), color=colour, linewidth=1.3)
+            ax.plot(first.ranks, geometric_mean(np.array(rows)), color=colour, linewidth=1.3)
     widest = max(one.dim for one in spectra)
     ax.axhline(1 / math.sqrt(widest), color=style.REFERENCE, linestyle="--", linewidth=0.8, zorder=1)
     ax.annotate(
@@ -141,6 +141,13 @@ def _draw(ax: Axes, spectra: Sequence[Spectra], mixed: bool, colours: Colormap, 
     ax.set_xlim(1, widest)
     ax.set_ylim(LOWEST, 1)
     return set(map(float, epochs))
+
+
+def geometric_mean(rows: Values) -> Values:
+    """Over runs (n, m) to (m,). Where some are above :data:`LOWEST` those below count as that: a 0 would win else."""
+    mean = np.exp(np.log(np.maximum(rows, LOWEST)).mean(0))
+    drawn: Values = np.where(rows.max(0) < LOWEST, rows.max(0), mean)
+    return drawn
 
 
 def _colours() -> Colormap:

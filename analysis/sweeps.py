@@ -162,7 +162,7 @@ def _finish(ax: Axes, ticks: Sequence[float], label: str, *, relative: bool) -> 
     ax.xaxis.set_major_locator(FixedLocator(list(ticks)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticklabels([_factor(x) if relative else f"{x:g}" for x in ticks])
-    ax.yaxis.set_major_locator(MaxNLocator(6))
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     ax.set_xlabel(label)
 
 
