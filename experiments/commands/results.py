@@ -47,7 +47,7 @@ def report(
         typer.Option("--markdown", metavar="FILE", help="Write tables and verdicts as one Markdown document, too."),
     ] = None,
 ) -> None:
-    """Verdicts, figure (PDF, SVG, PNG), table (Markdown, LaTeX, CSV) and page of a study; also while it is running.
+    """Verdicts, figures (PDF, SVG, PNG), table (Markdown, LaTeX, CSV) and page of a study; also while it is running.
 
     With `all`: a page for each study that ships, and an index page.
     """
