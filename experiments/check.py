@@ -74,7 +74,8 @@ def check(cluster: Cluster, runs: Path, data: Path, tell: Callable[[str], None],
     if report is None:
         if begun:
             log = path / "jobs" / f"{job}_0_log.out"
-            tell(f"problem: the job ran, but wrote nothing into {path}: do the nodes see it? Its log, if any: {log}")
+            tell(f"problem: the job ran, but wrote nothing into {path}: `setup` failed, or the nodes do not see it")
+            tell("Its log: " + (log.read_text(errors="replace").strip() if log.exists() else f"{log} is not there"))
         else:
             tell(f"problem: the job did not start within {patience:.0f} s; it was cancelled")
         return False
@@ -150,7 +151,7 @@ def _judge(report: Json, cluster: Cluster, data: Path) -> Any:
     if profile.on_gpu and report.get("torch_gpus", 0) < profile.gpus_per_task:
         gpus = report.get("torch_gpus", 0)
         yield f"gpus_per_task: {profile.gpus_per_task} asked for, torch sees {gpus}  [{cluster.at('gpus_per_task')}]"
-    if report["data"] is None:
+    if report["data"] is None and data.exists():
         yield f"{data}: is not there on the node; generated images alone can be used  [{cluster.at('data')}]"
     if not report["signals"]:
         yield "no signal came before the end: only checkpoints by the clock will save work"

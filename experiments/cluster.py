@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from experiments.documents import Document, parse_model, read
 from simsiam.config import SettingsError, nearest
@@ -19,14 +19,24 @@ HERE = Path(__file__).parent / "clusters"
 # What the program sets itself; in `options:` they would contradict it, or break what makes a grid safe.
 RESERVED = (
     "array", "chdir", "comment", "dependency", "error", "export", "hold", "job-name", "no-requeue", "open-mode",
-    "output", "parsable", "requeue", "signal", "wrap",
+    "output", "parsable", "requeue", "signal", "test-only", "wait", "wrap",
 )  # fmt: skip
+# sbatch's options that a profile has keys for, which its checks and messages go by.
+KEYS = {
+    "account": "account", "A": "account", "constraint": "constraint", "C": "constraint", "cpus-per-task":
+    "cpus_per_task", "c": "cpus_per_task", "gpus": "gpus_per_task", "G": "gpus_per_task", "gpus-per-node":
+    "gpus_per_task", "gpus-per-task": "gpus_per_task", "mem": "memory", "nodes": "nodes", "N": "nodes", "ntasks":
+    "tasks_per_node", "n": "tasks_per_node", "ntasks-per-node": "tasks_per_node", "partition": "partition", "p":
+    "partition", "qos": "qos", "q": "qos", "time": "time_limit", "t": "time_limit",
+}  # fmt: skip
 
 
 def minutes_from(value: Any) -> Any:
     """SLURM's notation of a time (minutes, H:MM:SS, D-HH:MM:SS ...) in minutes, rounded up."""
     if not isinstance(value, str):
         return value
+    if value.strip().isdecimal():
+        return int(value)
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", value.strip())
     if not match or (match[1] is None and match[3] is None):
         raise ValueError("must be a number of minutes, or a time such as 4:00:00 or 2-12:00:00 (days-hours)")
@@ -38,6 +48,13 @@ def minutes_from(value: Any) -> Any:
     else:
         hours, minutes, seconds = first, second, third
     return days * 1440 + hours * 60 + minutes + (seconds > 0)
+
+
+def memory_from(value: Any) -> Any:
+    """SLURM's notation of memory, as it is."""
+    if value is not None and not re.fullmatch(r"\d+[KMGT]", str(value)):
+        raise ValueError("must be a number with K, M, G or T, such as 32G")
+    return value
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -60,7 +77,7 @@ class Profile(BaseModel):
     tasks_per_node: Count = 1
     gpus_per_task: Annotated[int, Field(ge=0)] = 1
     cpus_per_task: Count = 4
-    memory: Annotated[str, Field(pattern=r"^\d+[KMGT]?B?$")] | None = None  # of a node
+    memory: Annotated[str, BeforeValidator(memory_from)] | None = None  # of a node
     time_limit: Annotated[Count, BeforeValidator(minutes_from)] = 240  # minutes
     array_parallelism: Count = 8  # jobs at the same time
     # How cells are spread
@@ -82,10 +99,15 @@ class Profile(BaseModel):
 
     @field_validator("options", "follow_up_options")
     @classmethod
-    def _no_reserved(cls, options: dict[str, Any]) -> dict[str, Any]:
-        for name in options:
-            if name.replace("_", "-").lstrip("-") in RESERVED:
-                raise ValueError(f"--{name} cannot be set here: the launcher does so itself")
+    def _no_reserved(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        for given in options:
+            name = given.replace("_", "-").lstrip("-")
+            if name in RESERVED:
+                raise ValueError(
+                    f"the option {name} cannot be set here: the launcher does so itself, or could not work with it"
+                )
+            if name in KEYS and info.field_name == "options":
+                raise ValueError(f"the option {name} cannot be set here: it is the profile's own key `{KEYS[name]}`")
         return options
 
     @property
@@ -142,6 +164,11 @@ def load_cluster(name: str) -> Cluster:
     cluster = Cluster(path.stem, profile, document)
     if profile.device == "cuda" and profile.gpus_per_task == 0:
         raise SettingsError(f"device: cuda needs gpus_per_task of at least 1  [{cluster.at('device')}]")
+    if profile.grace >= profile.time_limit * 60:
+        raise SettingsError(
+            f"grace: {profile.grace} s must be less than the time limit of {profile.time_limit} min, or every job would"
+            f" be told to stop as it starts  [{cluster.at('grace')}]"
+        )
     if profile.ranks > 1 and profile.cells_per_gpu > 1:
         raise SettingsError(
             f"cells_per_gpu: must be 1, not {profile.cells_per_gpu}, where {profile.ranks} tasks train each cell"

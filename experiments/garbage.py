@@ -45,16 +45,24 @@ def _weights_only(folder: Path) -> Callable[[], None]:
 
 
 def _launches(runs: Path) -> list[Garbage]:
-    """Code and scripts of launches that have no jobs any more; those of which SLURM cannot be asked are left alone."""
+    """Code and scripts of launches that have no jobs any more; those of which SLURM cannot be asked are left alone.
+
+    So are those that were sent to another cluster than the one that answers here.
+    """
     launches = all_launches(runs)
     try:
         jobs = scheduler.my_jobs() if launches else []
+        here = scheduler.settings().get("ClusterName") if launches else None
     except SlurmError:
         return []
     found = []
     for launch in launches:
         folders = [launch.path / name for name in ("code", "jobs") if (launch.path / name).exists()]
-        if folders and not jobs_of(launch, jobs) and all(content.get("released") for content in launch.rounds()):
+        rounds = launch.rounds()
+        has_ended = bool(rounds) and all(
+            content.get("released") and content.get("slurm") in (here, None) for content in rounds
+        )
+        if folders and has_ended and not jobs_of(launch, jobs):
             size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
             found.append(Garbage("code and scripts of a launch that has ended", launch.path, size, _remove(folders)))
     return found

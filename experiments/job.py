@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ UNCOUNTED_SECONDS = 60.0  # that a job may take to count a failure that it saw
 SEARCH_SECONDS = 5.0  # between two searches of the list for a cell, while there is none
 RETRIES, RETRY_SECONDS = 8, 60.0  # of the follow-up, when SLURM does not take its jobs
 MAX_IDLE_ROUNDS = 3  # rounds of a launch in which no cell made a step, before the follow-up stops
+LOOKS_FOR_OWNERS = 5  # of the follow-up, SEARCH_SECONDS apart: heartbeats come as often
+LOOK_AGAIN_MINUTES = 10  # after which a follow-up looks again, where others train all that is left
 KILL_SECONDS = 600.0  # to wait for the end that follows a requeue
 
 
@@ -271,12 +274,15 @@ def in_order(cells: list[LaunchCell], earlier: list[str], start: float) -> list[
 
 def follow_up(folder: str) -> None:
     """Start another round for the cells that are not done, unless the last rounds achieved nothing."""
-    from experiments.slurm import submit_round
+    from experiments.slurm import submit_look, submit_round
 
     launch = Launch(Path(folder))
     if launch.is_cancelled():
         return
     missing, rounds = launch.missing(), launch.rounds()
+    if missing and not (missing := _unattended(launch, missing)):
+        say(f"all cells that are left are trained elsewhere: looking again in {LOOK_AGAIN_MINUTES} minutes")
+        return _insistently(lambda: submit_look(launch, LOOK_AGAIN_MINUTES))
     total = sum(_steps(launch, cell) for cell in launch.cells)
     progress = [int(content["steps"]) for content in rounds if "steps" in content]
     say(f"{len(missing)} of {len(launch.cells)} cells are left")
@@ -286,12 +292,28 @@ def follow_up(folder: str) -> None:
     if len(progress) >= MAX_IDLE_ROUNDS and all(steps == total for steps in progress[-MAX_IDLE_ROUNDS:]):
         say(f"no cell made a step in {MAX_IDLE_ROUNDS} rounds: nothing is submitted any more")
         return
+    _insistently(lambda: submit_round(launch, missing, with_follow_up=True))
+
+
+def _insistently(submit: Callable[[], str]) -> None:
     for _ in range(RETRIES):
         try:
-            return say(submit_round(launch, missing, with_follow_up=True) or "submitted again")
+            return say(submit() or "submitted again")
         except SlurmError as error:
             say(f"cannot be submitted yet: {error}")
             time.sleep(RETRY_SECONDS)
+
+
+def _unattended(launch: Launch, cells: list[LaunchCell]) -> list[LaunchCell]:
+    """Those that nobody is seen to train, in another launch or by `run`, for as long as a look takes."""
+    heartbeats, left = Heartbeats(), cells
+    for look in range(LOOKS_FOR_OWNERS):
+        time.sleep(SEARCH_SECONDS if look else 0)
+        states = [(cell, RunFolder(launch.runs, cell.planned.run_id).status(heartbeats)) for cell in left]
+        left = [cell for cell, status in states if not (status.state == "running" and status.certain)]
+        if not any(status.state == "running" for _, status in states):
+            break  # nobody to wait for
+    return left
 
 
 def _steps(launch: Launch, cell: LaunchCell) -> int:

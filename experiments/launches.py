@@ -9,6 +9,7 @@ module imports no torch.
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -160,6 +161,19 @@ class Launch:
             for cell in self.cells
             if RunFolder(self.runs, cell.planned.run_id).result() is None and not self.has_given_up(cell.planned.run_id)
         ]
+
+
+@contextlib.contextmanager
+def one_at_a_time(runs: Path) -> Iterator[None]:
+    """Wait for other commands that submit cells of a folder of runs, also on other machines where locks reach them."""
+    import fcntl  # not on Windows, from where nothing is submitted
+
+    with contextlib.ExitStack() as stack:
+        # Another user's lock, a file system without locks: leases still keep a cell from two owners.
+        with contextlib.suppress(OSError):
+            (runs / FOLDER).mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(open(runs / FOLDER / ".lock", "a")), fcntl.LOCK_EX)
+        yield
 
 
 def all_launches(runs: Path) -> list[Launch]:

@@ -20,6 +20,8 @@ from simsiam.data import fingerprint, prepared_paths
 def check_node(launch: Launch) -> None:
     """Raises StoreError for what would make every cell of this job fail, or its numbers differ."""
     profile, node = launch.cluster.profile, os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    if not (launch.path / "code").exists():
+        raise StoreError(f"{launch.path / 'code'}: the launch's copy of the code is gone: `launch` again makes another")
     if launch.path / "code" != ROOT:
         raise StoreError(f"{node}: runs the code in {ROOT}, not the launch's copy: PYTHONPATH was changed by `setup`?")
     if num_cores() < profile.cpus_per_task:

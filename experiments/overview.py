@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from experiments import scheduler
@@ -13,6 +14,9 @@ from experiments.plan import Plan, PlannedCell
 from experiments.scheduler import Job, SlurmError
 from experiments.store import Heartbeats, RunFolder, Status
 
+# Why SLURM keeps a job waiting that no node could ever run.
+IMPOSSIBLE = ("BadConstraints", "PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit")
+REASONS_SHOWN = 5  # of cells that failed
 STALLED_AFTER = 600.0  # seconds in which an owner that is alive has made no step
 
 
@@ -68,6 +72,7 @@ class Overseer:
             if status.state not in ("done", "failed"):
                 slurm = _said(job) if job else covering.get(planned.run_id, "")
             rows.append(Row(planned, status, state, slurm, _left(planned, status)))
+        notes += _failures(self.made.runs, rows)
         for launch in launches:
             notes += _problems(launch, jobs)
         return Overview(rows, notes)
@@ -117,12 +122,29 @@ def _summary(launch: Launch, jobs: Sequence[Job]) -> str:
     return f"queued: {text}" + (f" ({', '.join(reasons)})" if reasons else "")
 
 
+def _failures(runs: Path, rows: Sequence[Row]) -> list[str]:
+    """Why cells failed, of the first few."""
+    found: list[str] = []
+    for number, row in enumerate(rows, start=1):
+        path = RunFolder(runs, row.planned.run_id).path / "failure.txt"
+        if row.state == "failed" and path.exists() and len(found) < REASONS_SHOWN:
+            lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            found.append(f"cell {number}: {lines[-1] if lines else 'failed'}  [{path}]")
+    return found
+
+
 def _problems(launch: Launch, jobs: Sequence[Job] | None) -> list[str]:
     """What the jobs of a launch complained of, and those that SLURM holds back."""
     found = []
     for job in jobs or ():
         if job.name.startswith(launch.id) and "held" in job.reason.lower():
             found.append(f"job {job.id} is held ({job.reason}): scontrol release {job.id}")
+        if job.name.startswith(launch.id) and job.reason in IMPOSSIBLE:
+            found.append(
+                f"job {job.id} waits for ever ({job.reason}): no node has what the profile asks for (cpus_per_task,"
+                f" memory, gpus_per_task, nodes, time_limit): `cancel`, change it, `launch`"
+                f"  [{launch.cluster.document.path}]"
+            )
     tasks = launch.tasks()
     for name, task in tasks.items():
         found += [f"job {name}: {task[key]}" for key in ("problem", "warning") if task.get(key)]
@@ -131,7 +153,8 @@ def _problems(launch: Launch, jobs: Sequence[Job] | None) -> list[str]:
     submitted = any(content.get("released") and content.get("jobs") for content in launch.rounds())
     if jobs is not None and submitted and not tasks and not any(job.name.startswith(launch.id) for job in jobs):
         found.append(
-            f"{launch.id}: its jobs ended without a sign. Do the nodes see {launch.path}? `cluster check` tells"
+            f"{launch.id}: its jobs ended without a sign: `setup` failed, or the nodes do not see {launch.path}."
+            " `logs --cell 1` shows what they printed, `cluster check` what works"
         )
     refused = [content["refused"] for content in launch.rounds() if content.get("refused")]
     return [*found, *(f"{launch.id}: sbatch refused: {text}" for text in refused[-1:])]

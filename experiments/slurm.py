@@ -51,11 +51,15 @@ def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up:
     Raises SlurmError if SLURM refuses, with the line of the profile that it is about; then nothing of this round is
     left in the queue.
     """
-    limit = int(scheduler.settings().get("MaxArraySize", "1001"))
-    number = max((content["number"] for content in launch.rounds()), default=0) + 1
-    content: Json = {"number": number, "jobs": [], "follow_up": None, "complete": False, "released": False}
-    launch.write_round(content)
+    content = _begin_round(launch)
     note = ""
+    try:
+        of_cluster = scheduler.settings()
+    except SlurmError as error:
+        launch.write_round({**content, "complete": True, "released": True, "refused": str(error)})
+        raise
+    content["slurm"] = of_cluster.get("ClusterName")
+    limit = int(of_cluster.get("MaxArraySize", "1001"))
     try:
         planned = list(arrays(launch, cells, limit))
         for indices, executor in planned:
@@ -74,8 +78,13 @@ def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up:
             except FailedJobError as error:
                 note = f"the follow-up job was refused ({_message(error)}): `launch` again when the jobs have ended"
     except (FailedJobError, FailedSubmissionError) as error:
+        # Whether SLURM has taken the jobs or not in these cases: whoever submits next cancels what it has.
+        if not _message(error):
+            raise SlurmError(
+                "sbatch ended without an answer: `launch` again cancels what it left, and goes on"
+            ) from None
         refusal = explained(_message(error), launch.cluster)
-        if scheduler.is_away(refusal):  # whether it has taken the jobs or not: the next launch cancels them
+        if scheduler.is_away(refusal):
             raise refusal from None
         scheduler.scancel(content["jobs"])
         launch.write_round({**content, "complete": True, "released": True, "refused": _message(error)})
@@ -84,6 +93,51 @@ def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up:
         raise SlurmError("sbatch: no such command: there is no SLURM here. `launch` needs a login node") from None
     launch.write_round({**content, "complete": True})
     return "; ".join(text for text in (note, _release(launch, {**content, "complete": True})) if text)
+
+
+def submit_look(launch: Launch, minutes: int) -> str:
+    """Submit a follow-up alone, which looks at the cells after some time. Raises SlurmError if SLURM refuses."""
+    content = _begin_round(launch)
+    try:
+        content["follow_up"] = _submit_follow_up(launch, [], begin=f"now+{minutes}minutes")
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise explained(_message(error), launch.cluster) from None
+    launch.write_round({**content, "complete": True, "released": True})
+    return "a follow-up is submitted"
+
+
+def _begin_round(launch: Launch) -> Json:
+    """The record of a new round, before anything is asked of SLURM; what an interrupted one left is cleared first."""
+    rounds = launch.rounds()
+    if any(not content.get("complete") for content in rounds):
+        clear_half_rounds(launch, scheduler.my_jobs())
+    number = max((content["number"] for content in rounds), default=0) + 1
+    content: Json = {"number": number, "jobs": [], "follow_up": None, "complete": False, "released": False}
+    launch.write_round(content)
+    return content
+
+
+def clear_half_rounds(launch: Launch, jobs: Sequence[Job]) -> int:
+    """Cancel what an interrupted submission left in the queue: held jobs of the launch that no whole round records.
+
+    Returns how many there were. Jobs that run, or that a whole round submitted, are left alone.
+    """
+    half = [content for content in launch.rounds() if not content.get("complete")]
+    recorded = {
+        str(job)
+        for content in launch.rounds()
+        if content.get("complete")
+        for job in (*content.get("jobs", ()), content.get("follow_up"))
+    }
+    orphans = [
+        job.id
+        for job in jobs_of(launch, jobs)
+        if job.state == "PENDING" and "held" in job.reason.lower() and job.id.partition("_")[0] not in recorded
+    ]
+    scheduler.scancel(orphans)
+    for content in half:
+        launch.write_round({**content, "complete": True, "released": True})
+    return len(orphans)
 
 
 def _release(launch: Launch, content: Json) -> str:
@@ -171,7 +225,8 @@ def submit_probe(
         raise explained(_message(error), launch.cluster) from None
 
 
-def _submit_follow_up(launch: Launch, jobs: Sequence[str]) -> str:
+def _submit_follow_up(launch: Launch, jobs: Sequence[str], **when: str) -> str:
+    when = when or {"dependency": f"afterany:{':'.join(jobs)}"}
     profile = launch.cluster.profile
     executor = _executor(launch)
     executor.update_parameters(
@@ -181,8 +236,7 @@ def _submit_follow_up(launch: Launch, jobs: Sequence[str]) -> str:
         cpus_per_task=1,
         time=15,
         use_srun=False,  # a job step may not submit jobs everywhere
-        dependency=f"afterany:{':'.join(jobs)}",
-        additional_parameters={"requeue": True, "chdir": launch.path, **_flags(profile.follow_up_options)},
+        additional_parameters={"requeue": True, "chdir": launch.path, **when, **_flags(profile.follow_up_options)},
         **_given(partition=profile.partition, account=profile.account, qos=profile.qos),
     )
     with _clean_environment():
@@ -199,11 +253,17 @@ def _executor(launch: Launch) -> submitit.SlurmExecutor:
         wckey=None,
         setup=[
             "trap '' TERM USR2",
-            *launch.cluster.profile.setup,
+            *(line for command in launch.cluster.profile.setup for line in (command, _or_end(command))),
             f"export PYTHONPATH={shlex.quote(str(launch.path / 'code'))}${{PYTHONPATH:+:$PYTHONPATH}}",
         ],
     )
     return executor
+
+
+def _or_end(command: str) -> str:
+    """In the job's script, after a command of ``setup``: without what it sets up nothing after it can be trusted."""
+    message = f"setup: this command failed, and the job ends: {command}"
+    return f"[ $? -eq 0 ] || {{ echo {shlex.quote(message)}; exit 1; }}"
 
 
 def _submit(executor: submitit.SlurmExecutor, indices: range, total: int, launch: Launch) -> str:
@@ -286,6 +346,8 @@ def recover(runs: Path, jobs: Sequence[Job]) -> list[str]:
             if content.get("released"):
                 continue
             alive = is_process_alive(content.get("submitter", {}))
+            if alive is None and content["number"] > 1:  # by a follow-up, on a node: it lives as long as its job
+                alive = any(job.name == launch.id + FOLLOW_UP and job.state != "PENDING" for job in jobs)
             if alive is None:
                 host = content.get("submitter", {}).get("host")
                 notes.append(f"{launch.id}: was being submitted on {host}; if that died, `cancel` it by --launch")
@@ -293,13 +355,10 @@ def recover(runs: Path, jobs: Sequence[Job]) -> list[str]:
                 _release(launch, content)
                 notes.append(f"{launch.id}: its launcher died before it released the jobs; released now")
             elif not alive:
-                orphans = jobs_of(launch, jobs)
-                scheduler.scancel([job.id for job in orphans])
-                launch.write_tombstone("its launcher died while it submitted")
-                launch.write_round({**content, "complete": True, "released": True})
-                notes.append(
-                    f"{launch.id}: its launcher died while it submitted; {len(orphans)} held job(s) of it cancelled"
-                )
+                if content["number"] == 1:  # nothing of it has ever run
+                    launch.write_tombstone("its launcher died while it submitted")
+                held = clear_half_rounds(launch, jobs)
+                notes.append(f"{launch.id}: its launcher died while it submitted; {held} held job(s) of it cancelled")
     return notes
 
 

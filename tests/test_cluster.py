@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import scheduler
+from experiments import garbage, scheduler
 from experiments.cluster import Profile, cluster_names, load_cluster, minutes_from, warnings
 from experiments.documents import read
 from experiments.job import in_order
@@ -19,7 +19,7 @@ from experiments.launches import Launch
 from experiments.node import copy_images
 from experiments.overview import Overseer
 from experiments.plan import make_plan
-from experiments.slurm import explained
+from experiments.slurm import clear_half_rounds, explained
 from experiments.store import DEAD_AFTER, Heartbeats, RunFolder, slurm_job
 from experiments.study import load_scale, load_study
 from simsiam import checkpoint
@@ -41,7 +41,16 @@ def test_the_examples_are_profiles_with_a_word_on_what_they_are(name: str) -> No
 @pytest.mark.parametrize(
     ("text", "minutes"),
     # As sbatch's manual has it: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes ...
-    [("30:00", 30), ("30:01", 31), ("4:00:00", 240), ("2-0", 2880), ("1-12:30", 2190), ("0-0:00:59", 1), (90, 90)],
+    [
+        ("30:00", 30),
+        ("30:01", 31),
+        ("4:00:00", 240),
+        ("2-0", 2880),
+        ("1-12:30", 2190),
+        ("0-0:00:59", 1),
+        (90, 90),
+        ("90", 90),
+    ],
 )
 def test_times_are_read_as_slurm_reads_them(text: str | int, minutes: int) -> None:
     assert Profile(time_limit=text).time_limit == minutes
@@ -60,7 +69,13 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         ("partition: gpu\ncpus_per_task: 0", "cpus_per_task: 0 is not allowed.*greater than or equal to 1.*:2]"),
         ("time_limit: soon", "time_limit: 'soon' is not allowed: .*4:00:00.*:1]"),
         ("memory: much", "memory: 'much' is not allowed.*:1]"),
-        ("options: {array: 3}", "options: .*--array cannot be set here.*:1]"),
+        ("memory: 16000", "memory: 16000 is not allowed: must be a number with K, M, G or T, such as 32G.*:1]"),
+        ("options: {array: 3}", "options: .*array cannot be set here: the launcher does so itself.*:1]"),
+        ("options: {--wait: true}", "options: .*wait cannot be set here.*:1]"),
+        ("options: {cpus_per_task: 3}", "options: .*cpus-per-task cannot be set here: .*own key `cpus_per_task`.*:1]"),
+        ("options: {N: 2}", "options: .*N cannot be set here: it is the profile's own key `nodes`.*:1]"),
+        ("grace: 60\ntime_limit: 1", "grace: 60 s must be less than the time limit of 1 min.*:1]"),
+        ("nodes: 2\ncells_per_gpu: 2", "cells_per_gpu: must be 1, not 2, where 2 tasks train each cell together.*:2]"),
         ("device: cuda\ngpus_per_task: 0", "device: cuda needs gpus_per_task.*:1]"),
         ("cells_per_gpu: 8\ncpus_per_task: 4", "cpus_per_task: 4 must be at least the 8 cells.*:2]"),
         ("partition: a\npartition: b", ":2: partition is set a second time"),
@@ -74,6 +89,27 @@ def test_a_wrong_profile_is_refused_with_its_line(content: str, message: str, tm
         load_cluster(str(path))
     assert re.search(message, str(error.value)), error.value
     assert str(path) in str(error.value)
+
+
+def test_follow_ups_may_have_a_partition_of_their_own() -> None:
+    assert Profile(follow_up_options={"partition": "short", "time": 5}).follow_up_options["partition"] == "short"
+
+
+def test_ranks_that_cannot_share_a_batch_are_refused_before_anything_is_written(
+    command: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text("partition: p\nnodes: 3\n")
+    done = command("launch", "stop-gradient", *CELL, "--cluster", "c.yaml")
+    assert done.returncode == 2
+    assert re.search(r"batch_size: 64 must be a multiple of the 3 ranks.*\[nodes: .*c.yaml:2\]", done.stderr)
+    assert {path.name for path in tmp_path.iterdir()} == {"c.yaml"}
+
+
+def test_a_place_for_runs_that_slurm_would_read_otherwise(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("partition: p\n")
+    done = command("launch", "stop-gradient", *CELL, "--cluster", "c.yaml", "--runs", "100%A")
+    assert done.returncode == 2
+    assert "100%A must not hold a %" in done.stderr
 
 
 def test_an_unknown_cluster_names_the_nearest() -> None:
@@ -270,6 +306,50 @@ def test_gc_frees_what_only_training_needs(command: Command, tmp_path: Path) -> 
     again = command("run", "stop-gradient", *CELL)
     assert again.returncode == 1
     assert "only the weights of this run were kept" in again.stderr
+
+
+def test_gc_leaves_launches_alone_that_may_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is being submitted, and one on another cluster, whose jobs are not seen from here."""
+    launch = Launch(tmp_path / ".launches" / "mine-20260101-000000-abcd")
+    for folder in ("code", "rounds"):
+        (launch.path / folder).mkdir(parents=True)
+    (launch.path / "spec.json").write_text('{"format": 1, "cells": []}')
+    (launch.path / "code" / "module.py").write_text("x = 1\n")
+    monkeypatch.setattr(scheduler, "my_jobs", list)
+    monkeypatch.setattr(scheduler, "settings", lambda: {"ClusterName": "here"})
+    assert garbage.find(tmp_path) == []
+    ended = {"number": 1, "jobs": ["5"], "complete": True, "released": True}
+    launch.write_round({**ended, "slurm": "there"})
+    assert garbage.find(tmp_path) == []
+    launch.write_round({**ended, "slurm": "here", "released": False})
+    assert garbage.find(tmp_path) == []
+    launch.write_round({**ended, "slurm": "here"})
+    (found,) = garbage.find(tmp_path)
+    found.free()
+    assert not (launch.path / "code").exists()
+
+
+def test_what_a_half_submission_left_is_cancelled_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A follow-up died while it submitted round 2, and has submitted round 3 when it was started again."""
+    launch = Launch(tmp_path / "mine-20260101-000000-abcd")
+    (launch.path / "rounds").mkdir(parents=True)
+    whole = {"complete": True, "released": True, "follow_up": None}
+    launch.write_round({"number": 1, "jobs": ["5"], **whole})
+    launch.write_round({"number": 2, "jobs": ["6"], "complete": False, "released": False})
+    launch.write_round({"number": 3, "jobs": ["8"], **whole})
+    said = [
+        ("6_0", "PENDING", "JobHeldUser"), ("7_0", "PENDING", "JobHeldUser"), ("8_0", "RUNNING", "None"),
+        ("8_1", "PENDING", "JobArrayTaskLimit"), ("8_2", "PENDING", "launch failed requeued held"),
+    ]  # fmt: skip
+    jobs = [scheduler.Job(job, "me", state, reason, "", "", launch.id) for job, state, reason in said]
+    other = scheduler.Job("9", "me", "PENDING", "JobHeldUser", "", "", "another-launch")
+    cancelled: list[str] = []
+    monkeypatch.setattr(scheduler, "scancel", cancelled.extend)
+    assert clear_half_rounds(launch, [*jobs, other]) == 2
+    assert cancelled == ["6_0", "7_0"]
+    assert all(content["complete"] for content in launch.rounds())
 
 
 def test_a_launch_folder_that_is_not_ours_is_said_to_be_so(tmp_path: Path) -> None:

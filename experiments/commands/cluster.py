@@ -29,7 +29,7 @@ from experiments.options import (
     scale_named,
     studies_named,
 )
-from simsiam.config import SettingsError, check_ranks
+from simsiam.config import SettingsError, check_ranks, nearest
 
 if TYPE_CHECKING:
     from experiments.cluster import Cluster
@@ -62,14 +62,14 @@ def launch(
     """Submit a study's cells to a SLURM cluster, and return. Again: only what is missing or failed is submitted."""
     from experiments import scheduler, slurm
     from experiments.cluster import load_cluster, warnings
-    from experiments.launches import all_launches, create
+    from experiments.launches import all_launches, create, one_at_a_time
 
     chosen = load_cluster(cluster)
     runs, data = _places(chosen, runs, data)
     chosen_scale = scale_named(scale)
     planned = plan_for(studies_named(study), chosen_scale, seeds, set_, runs, data)
     for cell in planned.cells:
-        check_ranks(cell.cell.settings, chosen.profile.ranks, chosen.at("tasks_per_node"))
+        check_ranks(cell.cell.settings, chosen.profile.ranks, _place_of_ranks(chosen))
     if dry_run:
         return _dry_run(planned, chosen)
     jobs = scheduler.my_jobs()  # before anything is written: is there a SLURM at all?
@@ -77,29 +77,37 @@ def launch(
     check_writable(runs)
     for note in (*warnings(chosen), *_partition_warnings(chosen)):
         say(f"warning: {note}")
-    for note in slurm.recover(runs, jobs):
-        say(note)
-    jobs = scheduler.my_jobs()
-    todo, notes = _todo(made, all_launches(runs), jobs)
-    for note in notes:
-        say(note)
+    with one_at_a_time(runs):  # so that no other `launch` takes the same cells to be missing
+        for note in slurm.recover(runs, jobs):
+            say(note)
+        todo, notes = _todo(made, all_launches(runs), scheduler.my_jobs(), chosen)
+        for note in notes:
+            say(note)
+        if todo:
+            launched = create(made, todo, chosen, runs=runs, data=data, command=shlex.join(sys.argv))
+            launched.cluster = chosen  # with the lines of its file, for messages
+            follow_up = chosen.profile.follow_up and not supervise
+            note = slurm.submit_round(launched, launched.cells, with_follow_up=follow_up)
+            jobs_of_it = ", ".join(launched.rounds()[-1]["jobs"])
+            say(f"{made.title}: {count(len(todo), 'cell')} submitted as {launched.id}, job {jobs_of_it}.")
+            if note:
+                say(f"note: {note}")
+        else:
+            say(f"{made.title}: nothing to submit.")
     options = shlex.join(same_options(chosen_scale, seeds, set_, runs, data))
-    if todo:
-        launched = create(made, todo, chosen, runs=runs, data=data, command=shlex.join(sys.argv))
-        launched.cluster = chosen  # with the lines of its file, for messages
-        note = slurm.submit_round(launched, launched.cells, with_follow_up=chosen.profile.follow_up and not supervise)
-        content = launched.rounds()[-1]
-        say(f"{made.title}: {count(len(todo), 'cell')} submitted as {launched.id}, job {', '.join(content['jobs'])}.")
-        if note:
-            say(f"note: {note}")
-    else:
-        say(f"{made.title}: nothing to submit.")
     say(f"See: python run_ablation.py status {shlex.quote(study)} {options} --watch".rstrip())
     if supervise:
         _supervise(made)
 
 
-def _todo(made: Plan, launches: list[Launch], jobs: list[Job]) -> tuple[list[tuple[PlannedCell, int]], list[str]]:
+def _place_of_ranks(chosen: Cluster) -> str:
+    key = "tasks_per_node" if chosen.profile.tasks_per_node > 1 else "nodes"
+    return f"{key}: {chosen.at(key)}"
+
+
+def _todo(
+    made: Plan, launches: list[Launch], jobs: list[Job], chosen: Cluster
+) -> tuple[list[tuple[PlannedCell, int]], list[str]]:
     """The cells to submit, each with its highest lease: what is not done and in no launch that still has jobs."""
     from experiments.launches import current
     from experiments.slurm import jobs_of
@@ -124,24 +132,36 @@ def _todo(made: Plan, launches: list[Launch], jobs: list[Job]) -> tuple[list[tup
     if queued:
         names = sorted({item.id for item in covered.values()})
         notes.append(f"{count(queued, 'cell')} left to {', '.join(names)}, which has jobs in the queue.")
+        if any(item.cluster.profile != chosen.profile for item in covered.values()):
+            notes.append(
+                "Those were submitted with another profile than it is now: `cancel` first to submit them anew."
+            )
     if elsewhere:
         notes.append(f"{count(elsewhere, 'cell')} left to another process on this machine.")
     return todo, notes
 
 
 def _dry_run(made: Plan, cluster: Cluster) -> None:
+    from experiments import scheduler
     from experiments.cluster import warnings
-    from experiments.launches import Launch, LaunchCell
+    from experiments.launches import Launch, LaunchCell, all_launches
     from experiments.plan import estimate
     from experiments.slurm import arrays, script
 
     statuses = made.statuses()
-    todo = [planned for planned in made.unique() if statuses[planned.run_id].state != "done"]
-    cells = [LaunchCell(planned, statuses[planned.run_id].lease, cluster.profile.ranks) for planned in todo]
+    try:
+        jobs, more = scheduler.my_jobs(), _partition_warnings(cluster)
+    except scheduler.SlurmError:  # a machine without SLURM can show the script, too
+        jobs, more = [], []
+    missing, notes = _todo(made, all_launches(made.runs), jobs, cluster)
+    for note in notes:
+        say(note)
+    todo = [planned for planned, _ in missing]
+    cells = [LaunchCell(planned, lease, cluster.profile.ranks) for planned, lease in missing]
     for planned in todo:
         say(f"{planned.label}  {planned.run_id}  {statuses[planned.run_id].state}")
     if not cells:
-        return say(f"{made.title}: all {count(len(statuses), 'run')} are done.")
+        return say(f"{made.title}: nothing to submit.")
     with tempfile.TemporaryDirectory() as folder:
         launch = Launch(Path(folder) / "LAUNCH")
         launch.cluster = cluster
@@ -159,7 +179,7 @@ def _dry_run(made: Plan, cluster: Cluster) -> None:
     say(f"About {seconds / 3600:,.1f} {kind} if each had {made.scale.speed.device}; the longest cell about {longest}.")
     files = count(FILES_PER_RUN * len(todo) + 100, "file")
     say(f"About {size / 1e6:,.0f} MB and {files} in {made.runs}/. Nothing was submitted.")
-    for note in warnings(cluster):
+    for note in (*warnings(cluster), *more):
         say(f"warning: {note}")
 
 
@@ -232,6 +252,9 @@ def cancel(
 
     made = plan_for(studies_named(study), scale_named(scale), seeds, set_, runs, data)
     jobs = scheduler.my_jobs()
+    known = [launched.id for launched in all_launches(runs)]
+    if launch_id is not None and launch_id not in known:
+        raise SettingsError(f"launch: {launch_id!r} is not in {runs}{nearest(launch_id, known)}  [--launch]")
     found, refused = 0, 0
     for launched, shared in list(current(made.unique(), all_launches(runs))):
         if launch_id is not None and launched.id != launch_id:
@@ -243,7 +266,7 @@ def cancel(
             continue
         if others and launch_id is None:
             refused += 1
-            say(f"{launched.id}: holds {count(others, 'cell')} of other studies, too: cancel --launch {launched.id}")
+            say(f"{launched.id}: holds {count(others, 'other cell')}, too: cancel --launch {launched.id}")
             continue
         found += 1
         say(f"{launched.id}: {count(slurm.cancel(launched, jobs), 'job')} cancelled")
@@ -289,10 +312,11 @@ def _places(chosen: Cluster, runs: Path, data: Path) -> tuple[Path, Path]:
     from experiments.launches import absolute
 
     profile = chosen.profile
-    return (
-        absolute(Path(profile.runs) if profile.runs and runs == DEFAULT_RUNS else runs),
-        absolute(Path(profile.data) if profile.data and data == DEFAULT_DATA else data),
-    )
+    runs = absolute(Path(profile.runs) if profile.runs and runs == DEFAULT_RUNS else runs)
+    data = absolute(Path(profile.data) if profile.data and data == DEFAULT_DATA else data)
+    if "%" in str(runs):
+        raise SettingsError(f"runs: {runs} must not hold a %, which SLURM replaces in the names of logs  [--runs]")
+    return runs, data
 
 
 def logs(
@@ -319,8 +343,8 @@ def logs(
     read: dict[Path, int] = {}
     while True:
         job = run.owner(run.highest_lease()).get("job")  # of the newest attempt
-        for folder in folders:  # of each task of the job, if several train a cell together
-            for path in (*folder.glob(f"jobs/{job}_*_log.out"), *folder.glob(f"cells/{planned.run_id}.*log")):
+        for folder in folders:  # of each task of a job; of all jobs, if none has begun the cell
+            for path in (*folder.glob(f"jobs/{job or '*'}_*_log.out"), *folder.glob(f"cells/{planned.run_id}.*log")):
                 read.setdefault(path, 0)
         for path in (*read, run.path / "failure.txt"):
             if path.exists():

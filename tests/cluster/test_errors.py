@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.grid import CELL, Grid, Slurm, images, wait_for
+from tests.conftest import ROOT
 
 QUICK = [*CELL, "--set", "epochs=2"]
 LATER = {"options": {"begin": "now+5"}, "follow_up": False}  # time to spoil something before the job starts
@@ -115,6 +119,67 @@ def test_no_room_to_write(slurm: Slurm, folder: Path) -> None:
     assert re.match(r"no room to write \(.*No space left on device.*\): `gc` frees", failure["reason"])
     shutil.rmtree(full.path)
     grid.launch()
+    grid.wait_until_done()
+
+
+def test_a_setup_that_fails(slurm: Slurm, folder: Path) -> None:
+    """Nothing is trained without what it sets up, and the user is led to what it said."""
+    grid = Grid(slurm, folder / "setup", options=QUICK, profile={"constraint": "f5|f6", "follow_up": False})
+    text = (grid.folder / "cluster.yaml").read_text()
+    (grid.folder / "cluster.yaml").write_text(text.replace("setup:\n", "setup:\n- ls /no/such/module\n"))
+    grid.launch()
+    ended(grid)
+    assert grid.attempts() == 0
+    status = grid.command("status", grid.study, *QUICK).stdout
+    assert "its jobs ended without a sign: `setup` failed, or" in status, status
+    logs = grid.command("logs", grid.study, *QUICK, "--cell", "1").stdout
+    assert "setup: this command failed, and the job ends: ls /no/such/module" in logs
+
+
+def test_cells_that_others_train_are_left_to_them(slurm: Slurm, folder: Path) -> None:
+    """No round after round that finds nothing to do; the follow-up looks again later, and takes over from the dead."""
+    grid = Grid(slurm, folder / "left", options=[*CELL, "--set", "epochs=60"], profile={"constraint": "f7|f8"})
+    text = (grid.folder / "cluster.yaml").read_text()
+    (grid.folder / "cluster.yaml").write_text(text + "options: {begin: now+8}\n")
+    grid.launch()
+    observer = {"ABLATION_OBSERVER": "tests.cluster.observer:record", "TRACE_FILE": str(grid.trace_file)}
+    environment = grid.environment() | observer | {"TRACE_SLEEP": "0.5", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "run_ablation.py"), "run", grid.study, *grid.options, "-j", "2"]
+    with open(grid.folder / "run.log", "w") as log:
+        local = subprocess.Popen(command, cwd=grid.folder, env=environment, stdout=log, stderr=log)
+    try:
+        name = f"{grid.latest().id}.next"
+        wait_for(lambda: "BeginTime" in grid.slurm.call("squeue", "-h", "-n", name, "-o", "%r"), 120, grid.describe)
+        assert local.poll() is None
+        time.sleep(5)
+        assert len(grid.latest().rounds()) == 2
+        assert not grid.jobs()
+    finally:
+        local.kill()
+        local.wait()
+    (look,) = grid.slurm.call("squeue", "-h", "-n", name, "-o", "%i").splitlines()
+    grid.slurm.call("scontrol", "update", f"jobid={look}", "StartTime=now")
+    wait_for(lambda: bool(grid.jobs()), 60, grid.describe)
+    grid.wait_until_past(0)
+    grid.command("cancel", grid.study, *grid.options)
+
+
+def test_sbatch_that_is_killed_after_it_has_submitted(slurm: Slurm, folder: Path) -> None:
+    """By `launch`: it cancels the job that nobody knows of."""
+    grid = Grid(slurm, folder / "killed-sbatch", options=QUICK, profile={"constraint": "f7|f8"}, sleep=0)
+    fake = grid.folder / "bin" / "sbatch"
+    fake.parent.mkdir()
+    real = grid.slurm.call("bash", "-c", "command -v sbatch")
+    fake.write_text(f'#!/bin/bash\n{real} "$@" >/dev/null\nkill -TERM $$\n')
+    fake.chmod(0o755)
+    path = f"{fake.parent}:{os.environ['PATH']}"
+    done = grid.command("launch", grid.study, *QUICK, "--cluster", "cluster.yaml", env={"PATH": path})
+    assert done.returncode == 1
+    assert "sbatch ended without an answer" in done.stderr
+    orphans = grid.jobs()
+    assert orphans
+    assert "held job(s) of it cancelled" in grid.launch()
+    assert not set(orphans) & set(grid.jobs())
     grid.wait_until_done()
 
 
