@@ -17,6 +17,7 @@ import pandas as pd
 from analysis import summary
 from analysis.figures import reference_values
 from analysis.formats import DASH, format_hours, format_seconds
+from analysis.live import Live
 from analysis.results import describe_state, device_hours
 from analysis.tables import Table
 from analysis.verdicts import Verdict
@@ -45,6 +46,7 @@ def render(
     scale: str,
     command: str,
     out_dir: Path,
+    live: Live | None = None,
 ) -> str:
     """The page as text. ``settings`` are those of each variant, by dotted path; ``out_dir`` is where it will lie."""
     differing, shared = split_settings(settings)
@@ -69,6 +71,7 @@ def render(
         provenance=provenance(runs),
         cost=cost(runs),
         command=command,
+        live=live,
     )
 
 
