@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from analysis import load_runs
 from analysis.causes import CAUSES, causes_of
 from analysis.comparison import differences, load_chosen
-from analysis.curves import num_turns, residual, smooth
+from analysis.curves import num_turns, outline, residual, smooth
 from analysis.diagnosis import VERDICTS, diagnose, diagnose_runs, threshold_of
 from analysis.loss_scale import loss_scale
 from experiments.cli import app
@@ -257,6 +257,19 @@ def test_turns_of_a_sine(cycles: int, turns: int) -> None:
     wave = np.sin(np.linspace(0, 2 * np.pi * cycles, 1000))
     assert num_turns(wave, 0.5) in (turns - 1, turns, turns + 1)
     assert num_turns(wave, 2.5) == 0
+
+
+@pytest.mark.parametrize("length", [1, 2, 50, 300, 301, 5000])
+def test_an_outline_keeps_the_ends_and_every_extreme(length: int) -> None:
+    values = np.random.default_rng(0).normal(size=length)
+    values[length // 3] = 100  # a spike of one point must not get lost
+    places = outline(values)
+    assert len(places) <= 302
+    assert (places[0], places[-1]) == (0, length - 1)
+    assert (np.diff(places) > 0).all()
+    for part in np.array_split(np.arange(length), min(length, 150)):
+        kept = values[np.intersect1d(places, part)]
+        assert (kept.min(), kept.max()) == (values[part].min(), values[part].max())
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 50])
