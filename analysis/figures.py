@@ -1,9 +1,10 @@
-"""The three panels of the paper's Figure 2, for any set of runs: loss, std of z, kNN accuracy.
+"""Curves over epochs for any set of runs: the three panels of the paper's Figure 2 (loss, std of z, kNN), or others.
 
 ::
 
     points, runs = load_runs("runs")
     plot_training(points, runs, hue="target.stop_gradient").savefig("figure.pdf")
+    plot_training(points, runs, hue="target.stop_gradient", metrics=["positive_cosine"])
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from analysis import style
 from analysis.curves import outline
+from experiments.study_figures import FIG_2
 
 Curve = NDArray[np.float64]  # (n, 2): epoch, value
 
@@ -33,6 +35,23 @@ LABELS = {
     "loss": "training loss",
     "z_std_relative": "std of z/|z| (units of 1/√d)",
     "knn_top1": "kNN top-1 (%)",
+    "z_std": "std of z/|z|",
+    "positive_cosine": "cosine of $z_1$ and $z_2$",
+    "uniformity": "uniformity of z/|z| (nats)",
+    "centre": "centre, |E (z/|z|)|²",
+    "effective_rank": "effective rank of z",
+    "explained_variance_area": "area under explained\nvariance of z",
+    "lr": "learning rate",
+    "grad_norm": "|gradient|",
+    "grad_norm_backbone": "|gradient|, backbone",
+    "grad_norm_projector": "|gradient|, projector",
+    "grad_norm_predictor": "|gradient|, predictor h",
+    "predictor_alignment": "|WC - CW| / (|W| |C|)",
+}
+LEVELS = {  # what a metric is when all images have one z, where that can be drawn without flattening the curve
+    "positive_cosine": (1.0, "equal", "--"),
+    "centre": (1.0, "a point", "--"),
+    "uniformity": (0.0, "a point", "--"),
 }
 LOSS_NAMES = {"cosine": "negative cosine", "squared-distance": "squared distance"}
 
@@ -54,10 +73,11 @@ def plot_training(
     runs: pd.DataFrame,
     hue: str | None = None,
     *,
+    metrics: Sequence[str] = FIG_2,
     width: float = style.TWO_COLUMNS,
     stacked: bool | None = None,
 ) -> Figure:
-    """Loss, std and kNN against epochs, with the lines that each is to be compared with.
+    """Loss, std and kNN against epochs, or other ``metrics``, with the lines that each is to be compared with.
 
     ``points`` and ``runs`` are those of :func:`analysis.load_runs`. ``hue`` is the column of ``runs`` that tells curves
     apart: a setting by its dotted path, ``variant``, ``config`` ...; by default ``variant`` if there is one, else
@@ -65,36 +85,26 @@ def plot_training(
     highest. A run is a thin line of its own if it is alone, has not come as far as the others, or if they came to
     different outcomes. Losses of different names get panels of their own. ``width`` is in inches; ``stacked`` puts the
     panels one below the other (by default: where the figure is narrow). Raises ValueError if ``runs`` has no such
-    column.
+    column, or ``points`` no such metric.
     """
+    for metric in metrics:
+        if metric not in points:
+            raise ValueError(f"metrics: {metric!r} is not a column of the points")
     with matplotlib.rc_context(style.RC):
         stacked = width < 5 if stacked is None else stacked
         groups = make_groups(runs, hue)
-        panels = _panels(groups)
+        panels = _panels(groups, metrics)
         title = hue if hue not in (None, "variant", "config") else None
         figure, axes = _canvas(groups, len(panels), width, stacked, title)
         points = points[points["run"].isin(runs["run"])]
-        by_run = dict(iter(points.groupby("run", sort=False)))
-        horizon = _horizon(points, runs)
+        by_run = points_by_run(points)
         for ax, (metric, members) in zip(axes, panels, strict=True):
-            curves = {group: _curves(by_run, group, metric) for group in members}
-            for group, of_group in curves.items():
-                _draw(ax, group, of_group)
-            if metric == "loss":
-                _finish_loss(ax, members, curves, points, several=len(panels) > 3)
-            elif metric == "z_std_relative":
-                _finish_std(ax, curves)
-            else:
-                _finish_knn(ax, runs)
-            ax.set_xlim(0, horizon)
-            ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=horizon >= 3, min_n_ticks=3))
+            several = [name for name, _ in panels].count(metric) > 1
+            draw_panel(ax, points, by_run, runs, metric, members, several=several)
             if not stacked or ax is axes[-1]:
                 ax.set_xlabel("epoch")
             else:
                 ax.tick_params(labelbottom=False)
-            if not any(len(curve) for of_group in curves.values() for curve in of_group):
-                at_centre: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "center"}
-                ax.text(0.5, 0.5, "no data yet", color=style.REFERENCE, **at_centre)
         figure.align_ylabels(axes)
         return figure
 
@@ -126,11 +136,11 @@ def _text(label: Any) -> str:
     return f"{label:g}" if isinstance(label, float) else str(label)
 
 
-def _panels(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
-    """A panel of each loss, since curves of different losses must not share an axis, then std and kNN of all."""
+def _panels(groups: Sequence[Group], metrics: Sequence[str]) -> list[tuple[str, list[Group]]]:
+    """A panel of each metric with all groups, of each loss with its own: different losses must not share an axis."""
     losses = list(dict.fromkeys(group.loss for group in groups)) or [""]
     by_loss = [("loss", [group for group in groups if group.loss == loss]) for loss in losses]
-    return [*by_loss, ("z_std_relative", list(groups)), ("knn_top1", list(groups))]
+    return [panel for metric in metrics for panel in (by_loss if metric == "loss" else [(metric, list(groups))])]
 
 
 # --- curves ------------------------------------------------------------------------------------------------------
@@ -184,6 +194,54 @@ def _horizon(points: pd.DataFrame, runs: pd.DataFrame) -> float:
 # --- panels ------------------------------------------------------------------------------------------------------
 
 
+def points_by_run(points: pd.DataFrame) -> dict[Any, pd.DataFrame]:
+    """The points of each run, by its name."""
+    return dict(iter(points.groupby("run", sort=False)))
+
+
+def draw_panel(
+    ax: Axes,
+    points: pd.DataFrame,
+    by_run: Mapping[Any, pd.DataFrame],
+    runs: pd.DataFrame,
+    metric: str,
+    groups: Sequence[Group],
+    *,
+    several: bool = False,
+) -> None:
+    """One metric against epochs. ``by_run``: the ``points`` by :func:`points_by_run`, once for all panels.
+
+    ``several``: there is another panel of the same metric, so that its label says more.
+    """
+    curves = {group: _curves(by_run, group, metric) for group in groups}
+    for group, of_group in curves.items():
+        _draw(ax, group, of_group)
+    if metric == "loss":
+        _finish_loss(ax, groups, curves, points, several)
+    elif metric == "z_std_relative":
+        _finish_std(ax, curves)
+    elif metric == "knn_top1":
+        _finish_knn(ax, runs)
+    else:
+        ax.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
+        if metric.startswith("grad_norm"):
+            ax.set_yscale("log")
+        reference_lines(ax, [LEVELS[metric]] if metric in LEVELS else [])
+    horizon = _horizon(points, runs)
+    ax.set_xlim(0, horizon)
+    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=horizon >= 3, min_n_ticks=3))
+    if not any(len(curve) for of_group in curves.values() for curve in of_group):
+        at_centre: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "center"}
+        ax.text(0.5, 0.5, "no data yet", color=style.REFERENCE, **at_centre)
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many entries of a legend stand beside each other in ``width`` inches, in rows of equal length."""
+    entry = 0.45 + 0.062 * max((len(line) for label in labels for line in label.split("\n")), default=0)  # inches
+    most = max(1, min(len(labels), int(width / entry)))
+    return math.ceil(len(labels) / math.ceil(len(labels) / most)) if labels else 1
+
+
 def _canvas(
     groups: Sequence[Group], num_panels: int, width: float, stacked: bool, title: str | None
 ) -> tuple[Figure, list[Axes]]:
@@ -191,11 +249,8 @@ def _canvas(
     num_columns = 1 if stacked else num_panels if num_panels <= 4 else 3
     num_rows = math.ceil(num_panels / num_columns)
     labels = ["\n".join(textwrap.wrap(group.label, max(20, int(width * 12)))) or "(no name)" for group in groups]
-    entry = 0.45 + 0.062 * max((len(line) for label in labels for line in label.split("\n")), default=0)  # inches
-    legend_columns = max(1, min(len(labels), int(width / entry)))
-    legend_rows = math.ceil(len(labels) / legend_columns)
-    legend_columns = math.ceil(len(labels) / max(legend_rows, 1))  # rows of equal length
-    lines = sum(label.count("\n") + 1 for label in labels) / max(legend_columns, 1)
+    num_legend_columns = legend_columns(labels, width)
+    lines = sum(label.count("\n") + 1 for label in labels) / num_legend_columns
     legend_height = 0.16 * (lines + bool(title)) + 0.1 if labels else 0.0
     panel_height = 1.45 if stacked else 1.9
     figure = Figure(figsize=(width, panel_height * num_rows + legend_height), layout="constrained")
@@ -206,7 +261,7 @@ def _canvas(
             handles,
             [label.replace("$", r"\$") for label in labels],
             loc="outside upper left" if len(labels) > 3 else "outside upper center",
-            ncols=legend_columns,
+            ncols=num_legend_columns,
             title=title,
             alignment="left",
             columnspacing=1.4,

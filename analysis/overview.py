@@ -44,6 +44,7 @@ def write_index(
             "verdicts": report.verdicts,
             "counts": counts(report.verdicts),
             **progress(report.runs),
+            **_figure(report),
         }
         for report in reports
     ]
@@ -58,6 +59,14 @@ def write_index(
         live=live,
     )
     write_page(path, html)
+
+
+def _figure(report: ReportFiles) -> dict[str, str]:
+    """The first figure of a study that is there, as an image that the page holds itself, and its words."""
+    drawing = next((drawing for drawing in report.drawings if drawing.draw is not None), None)
+    if drawing is None:
+        return {"figure": "", "alt": ""}
+    return {"figure": page.data_uri((report.page.parent / f"{drawing.name}.svg").read_bytes()), "alt": drawing.alt}
 
 
 def counts(verdicts: Sequence[Verdict]) -> dict[str, int]:

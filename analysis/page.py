@@ -17,6 +17,7 @@ import pandas as pd
 from analysis import summary
 from analysis.figures import reference_values
 from analysis.formats import DASH, format_hours, format_seconds
+from analysis.gallery import Drawing
 from analysis.live import Live
 from analysis.results import describe_state, device_hours
 from analysis.tables import Table
@@ -26,13 +27,20 @@ from simsiam.config import description
 
 
 @dataclass(frozen=True)
-class Figures:
-    """The study's figure as SVG, wide for a page and narrow for a phone, and what it shows in words."""
+class PlacedFigure:
+    """A figure on a page: its drawing, and where there is one its SVG, wide for a page and narrow for a phone."""
 
-    wide: bytes
-    narrow: bytes
-    caption: str
-    alt: str
+    drawing: Drawing
+    wide: str  # data URI
+    narrow: str
+
+
+def place(drawing: Drawing, folder: Path) -> PlacedFigure:
+    """A drawing with its files, which lie in ``folder``."""
+    if drawing.absent:
+        return PlacedFigure(drawing, "", "")
+    wide, narrow = (data_uri((folder / f"{drawing.name}{end}.svg").read_bytes()) for end in ("", "-narrow"))
+    return PlacedFigure(drawing, wide, narrow)
 
 
 def render(
@@ -40,7 +48,7 @@ def render(
     runs: pd.DataFrame,
     table: Table,
     verdicts: Sequence[Verdict],
-    figures: Figures,
+    figures: Sequence[PlacedFigure],
     settings: Mapping[str, Mapping[str, Any]],
     *,
     scale: str,
@@ -58,8 +66,6 @@ def render(
         answer=summary.answer(runs),
         warnings=summary.warnings(runs),
         figures=figures,
-        wide=_data_uri(figures.wide),
-        narrow=_data_uri(figures.narrow),
         table=table,
         variants=list(settings),
         differing=differing,
@@ -100,7 +106,8 @@ MEANINGS = {
 }
 
 
-def _data_uri(svg: bytes) -> str:
+def data_uri(svg: bytes) -> str:
+    """An SVG as the address of an image, so that a page needs no other file."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""The report of a study: figure, table and page, from its run folders, in one call."""
+"""The report of a study: figures, table and page, from its run folders, in one call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis import page, style, summary
-from analysis.figures import plot_training
+from analysis.gallery import Drawing, drawings
 from analysis.live import Live
 from analysis.results import load_runs
 from analysis.study_table import study_table
@@ -59,7 +59,6 @@ class ReportFiles:
     """What a report wrote, and what it says."""
 
     study: Study
-
     page: Path
     figures: tuple[Path, ...]
     tables: tuple[Path, ...]
@@ -67,6 +66,7 @@ class ReportFiles:
     answer: str  # the result in one sentence
     warnings: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
+    drawings: tuple[Drawing, ...]  # in the order of the study's file
     runs: pd.DataFrame
 
 
@@ -99,7 +99,7 @@ def report(
     out_dir.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
-        _make(
+        drawn = _make(
             made, study, variants, points, runs, table, judged, scale=scale, command=command, out_dir=out_dir, live=live
         )
         # The page comes last: it holds the whole report, and is replaced in one step.
@@ -117,6 +117,7 @@ def report(
         answer=summary.answer(runs),
         warnings=tuple(summary.warnings(runs)),
         verdicts=judged,
+        drawings=tuple(drawn),
         runs=runs,
     )
 
@@ -162,19 +163,19 @@ def _make(
     command: str,
     out_dir: Path,
     live: Live | None,
-) -> None:
-    style.save(plot_training(points, runs, "variant"), folder / "figure")
-    style.save(plot_training(points, runs, "variant", width=style.ONE_COLUMN), folder / "figure-narrow")
+) -> list[Drawing]:
+    paper = {variant.name: variant.paper.top1 for variant in variants if variant.paper.top1 is not None}
+    drawn = drawings(study.figures, points, runs, paper)
+    for drawing in drawn:
+        if drawing.draw is not None:
+            style.save(drawing.draw(style.TWO_COLUMNS), folder / drawing.name)
+            style.save(drawing.draw(style.ONE_COLUMN), folder / f"{drawing.name}-narrow")
     for kind, text in (("md", table.markdown()), ("tex", table.latex()), ("csv", table.csv())):
         (folder / f"table.{kind}").write_text(text, encoding="utf-8")
-    figures = page.Figures(
-        wide=(folder / "figure.svg").read_bytes(),
-        narrow=(folder / "figure-narrow.svg").read_bytes(),
-        caption=summary.caption(points, runs),
-        alt=summary.alt_text(runs),
-    )
+    figures = [page.place(drawing, folder) for drawing in drawn]
     settings = {variant.name: flatten(variant.settings) for variant in variants}
     html = page.render(
         study, runs, table, judged, figures, settings, scale=scale, command=command, out_dir=out_dir, live=live
     )
     (folder / "index.html").write_text(html, encoding="utf-8")
+    return drawn

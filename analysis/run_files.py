@@ -184,6 +184,19 @@ def _refused(settings: dict[str, Any]) -> list[str]:
     return []
 
 
+def read_with(folder: Path, name: str) -> list[metrics.Point]:
+    """The points that have a list of that name, in order of step; only their lines are parsed.
+
+    For what is in the file alone (:data:`LISTS`). Points that are damaged are left out: reading the curves names them.
+    """
+    mark = f'"{name}"'
+    try:
+        points = metrics.merge(folder, lambda path: _lines(path, [], mark))
+    except OSError:
+        return []
+    return sorted((point for point in points if isinstance(point.get(name), list)), key=lambda point: point["step"])
+
+
 # --- points ------------------------------------------------------------------------------------------------------
 
 
@@ -223,8 +236,11 @@ def _column(values: list[Any], name: str, notes: list[str]) -> NDArray[np.float6
     return np.array([value if is_fine else None for value, is_fine in zip(values, fine, strict=True)], dtype=float)
 
 
-def _lines(path: Path, notes: list[str]) -> list[metrics.Point]:
-    """The objects in a file of metrics; a line that is none, or a point without its place, is left out and noted."""
+def _lines(path: Path, notes: list[str], mark: str = "") -> list[metrics.Point]:
+    """The objects in a file of metrics; a line that is none, or a point without its place, is left out and noted.
+
+    With ``mark`` only of the lines that hold it, and of the first.
+    """
     try:
         content = _text(path)
     except _UNREADABLE:
@@ -233,7 +249,8 @@ def _lines(path: Path, notes: list[str]) -> list[metrics.Point]:
     whole, _, rest = content.rpartition("\n")
     if rest:
         notes.append(f"{path.name}: its last line is half-written")
-    found = [_line(line) for line in whole.split("\n")] if whole else []
+    rows = whole.split("\n") if whole else []
+    found = [_line(row) for i, row in enumerate(rows) if i == 0 or mark in row]
     header: list[metrics.Point] = []
     if path.name != "metrics.jsonl" and found:
         first = found.pop(0)

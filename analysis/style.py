@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,4 +74,15 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     with matplotlib.rc_context(RC):
         for path, kind in zip(paths, FORMATS, strict=True):
             figure.savefig(path, format=kind, metadata=_METADATA[kind])
+            if kind == "svg":
+                path.write_bytes(_PLACES.sub(_rounded, path.read_bytes()))
     return paths
+
+
+# An SVG is held twice by its page. Its coordinates are points, and hundredths of them are finer than any printer;
+# numbers elsewhere in it (the scale of the type) are left alone.
+_PLACES = re.compile(rb'(?<= )(?:d|x|y)="[^"]*"')
+
+
+def _rounded(place: re.Match[bytes]) -> bytes:
+    return re.sub(rb"-?\d+\.\d{3,}", lambda number: b"%.2f" % float(number[0]), place[0])

@@ -19,12 +19,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from analysis import style
-from analysis.figures import reference_lines, reference_values
+from analysis.figures import legend_columns, reference_lines, reference_values
 
 METRIC = "final_knn_top1"
+LABELS = {
+    "batch_size": "batch size",
+    "optimizer.lr": "base learning rate",
+    "projector.output_dim": "output dimension d",
+    "projector.num_layers": "layers of the projector",
+    "predictor.hidden_dim": "hidden dimension of h",
+}
 
 
 @dataclass(frozen=True)
@@ -63,11 +70,14 @@ def plot_sweep(
     theirs = list(_paper_lines(runs, setting, unit, paper or {}))
     with matplotlib.rc_context(style.RC):
         num_panels = 2 if theirs else 1
-        figure = Figure(figsize=(width, 2.3 if width > 5 else 1.9 * num_panels), layout="constrained")
+        names = [line.label for line in ours]
+        legend_rows = len(names) / legend_columns(names, width) if len(names) > 1 else 0
+        height = (2.1 if width > 5 else 1.9 * num_panels) + 0.2 * legend_rows
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = [
             figure.add_subplot(*((1, num_panels) if width > 5 else (num_panels, 1)), i + 1) for i in range(num_panels)
         ]
-        looks = dict(zip([line.label for line in ours], style.line_styles(), strict=False))
+        looks = dict(zip(names, style.line_styles(), strict=False))
         ends = runs.assign(bad=runs["outcome"].isin(["collapsed", "diverged"]))
         for line in ours:
             _draw(axes[0], line, looks[line.label])
@@ -79,11 +89,13 @@ def plot_sweep(
         if theirs:
             axes[1].set_ylabel("ImageNet linear top-1 (%), paper")
         ticks = sorted({x for line in (*ours, *theirs) for x in line.points})
-        for ax in axes:
-            _finish(ax, ticks, setting, relative=base is not None)
+        label = LABELS.get(setting, setting.replace("_", " "))
+        of_base = [f"{label} (1x = {unit:g})", f"{label} (1x: the paper's)"]
+        for ax, relative_label in zip(axes, of_base, strict=False):
+            _finish(ax, ticks, relative_label if base else label, relative=base is not None)
         if len(looks) > 1:
             handles = [Line2D([], [], color=c, linestyle=d, marker="o", markersize=3) for c, d in looks.values()]
-            figure.legend(handles, list(looks), loc="outside upper center", ncols=min(len(looks), 5))
+            figure.legend(handles, list(looks), loc="outside upper center", ncols=legend_columns(list(looks), width))
         return figure
 
 
@@ -142,7 +154,7 @@ def _references_nearby(ax: Axes, runs: pd.DataFrame) -> None:
         reference_lines(ax, near)
 
 
-def _finish(ax: Axes, ticks: Sequence[float], setting: str, *, relative: bool) -> None:
+def _finish(ax: Axes, ticks: Sequence[float], label: str, *, relative: bool) -> None:
     if len(ticks) > 1 and ticks[0] > 0:
         ax.set_xscale("log", base=2)
         ratio = (ticks[-1] / ticks[0]) ** 0.06
@@ -150,7 +162,8 @@ def _finish(ax: Axes, ticks: Sequence[float], setting: str, *, relative: bool) -
     ax.xaxis.set_major_locator(FixedLocator(list(ticks)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xticklabels([_factor(x) if relative else f"{x:g}" for x in ticks])
-    ax.set_xlabel(f"{setting.replace('_', ' ').replace('.', ', ')}{' (of the base)' if relative else ''}")
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    ax.set_xlabel(label)
 
 
 def _factor(x: float) -> str:

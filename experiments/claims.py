@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from experiments.documents import Document, parse_model
+from experiments.documents import Document, parse_kind, parse_model
 from simsiam.config import SettingsError, nearest
 
 SCALES = ("smoke", "cpu", "cifar", "imagenet")
@@ -253,24 +253,14 @@ def parse_claims(document: Document, variants: Mapping[str, tuple[str, ...]]) ->
     for name in document.content.get("claims", {}):
         keys = ("claims", name)
         read = parse_model(_ClaimFile, document, lambda _: list(_ClaimFile.model_fields), keys)
-        checks = tuple(_parse_check(document, (*keys, "checks", str(i))) for i in range(len(read.checks)))
+        checks: tuple[Any, ...] = tuple(
+            parse_kind(KINDS, document, (*keys, "checks", str(i)), what="check") for i in range(len(read.checks))
+        )
         for i, check in enumerate(checks):
             _know(check, document, (*keys, "checks", str(i)), variants, read.scales)
         content = {field: getattr(read, field) for field in _ClaimFile.model_fields if field != "checks"}
         claims.append(Claim.model_construct(name=name, checks=checks, **content))
     return tuple(claims)
-
-
-def _parse_check(document: Document, keys: tuple[str, ...]) -> Any:
-    content: Any = document.content
-    for key in keys:
-        content = content[int(key)] if isinstance(content, tuple) else content[key]
-    kind, known = content.get("kind"), list(KINDS)
-    if kind not in KINDS:
-        problem = "is missing" if kind is None else f"{kind!r} is not a kind of check{nearest(str(kind), known)}"
-        raise SettingsError(f"{'.'.join(keys)}.kind: {problem} (known: {', '.join(known)})  [{document.at(*keys)}]")
-    model = KINDS[kind]
-    return parse_model(model, document, lambda _: list(model.model_fields), keys)
 
 
 def _know(

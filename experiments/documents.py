@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -92,6 +92,22 @@ def parse_model(
                 problem = f"{item['input']!r} is not allowed: {text[0].lower()}{text[1:]}"
             problems.setdefault(found, f"{'.'.join(found)}: {problem}  [{document.at(*found)}]")
         raise SettingsError("\n".join(problems.values())) from None
+
+
+def parse_kind(kinds: Mapping[str, type[Model]], document: Document, keys: tuple[str, ...], *, what: str) -> Model:
+    """The part of a document at ``keys`` as the model that its key ``kind`` names. Raises SettingsError.
+
+    ``what`` a kind is of, for the message about one that there is not.
+    """
+    content: Any = document.content
+    for key in keys:
+        content = content[int(key)] if isinstance(content, tuple) else content[key]
+    kind, known = content.get("kind"), list(kinds)
+    if kind not in known:
+        problem = "is missing" if kind is None else f"{kind!r} is not a kind of {what}{nearest(str(kind), known)}"
+        raise SettingsError(f"{'.'.join(keys)}.kind: {problem} (known: {', '.join(known)})  [{document.at(*keys)}]")
+    model = kinds[kind]
+    return parse_model(model, document, lambda _: list(model.model_fields), keys)
 
 
 def parse_value(text: str, origin: str) -> Any:

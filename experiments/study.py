@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from experiments.claims import SCALES, Claim, parse_claims
 from experiments.documents import Document, parse_model, parse_value, read
 from experiments.layers import Layer, Value, check_paths, layer_from_command_line, layer_from_document, resolve
+from experiments.study_figures import Curves, StudyFigure, parse_figures
 from simsiam.config import Settings, SettingsError, config_id, flatten, nearest
 from simsiam.files import write_atomically
 
@@ -74,6 +75,7 @@ class _StudyFile(_Part):
     variants: dict[str, _Variant] = {}
     grid: dict[str, tuple[Any, ...]] = {}
     baseline: str | None = None
+    figures: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] = ()
     claims: dict[str, Any] = {}
 
 
@@ -146,6 +148,7 @@ class Study:
     layers: Mapping[str, Layer]  # by scale
     variants: tuple[Variant, ...]
     claims: tuple[Claim, ...] = ()
+    figures: tuple[StudyFigure, ...] = (Curves(),)
 
     def num_seeds(self, scale: str) -> int:
         """How many seeds the study asks for at a scale."""
@@ -246,6 +249,7 @@ def load_study(name: str) -> Study:
         layers={scale: layer_from_document(document, "study", scale) for scale in SCALES},
         variants=tuple(variants),
         claims=parse_claims(document, {variant.name: variant.only or SCALES for variant in variants}),
+        figures=parse_figures(document, [variant.name for variant in variants]),
     )
 
 

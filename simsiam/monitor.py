@@ -23,8 +23,8 @@ from simsiam.diagnostics import (
 from simsiam.files import write_atomically
 from simsiam.metrics import Point
 from simsiam.siamese import Siamese
+from simsiam.spectra import spectrum_ranks
 
-SPECTRUM_POINTS = 64  # of the spectrum that is kept with each evaluation
 EMBEDDINGS = 1000  # held-out images whose z is kept for pictures
 
 
@@ -70,11 +70,6 @@ def of_projections(z: Tensor, *, more: bool) -> Point:
         kept = singular.cpu().numpy()[spectrum_ranks(len(singular)) - 1]
         point |= {"explained_variance_area": explained_variance_area(singular), "spectrum": kept.tolist()}
     return point
-
-
-def spectrum_ranks(dim: int) -> np.ndarray:
-    """Which of ``dim`` sorted singular values are kept, counted from 1: all of a few, else evenly by logarithm."""
-    return np.unique(np.geomspace(1, dim, min(dim, SPECTRUM_POINTS)).round().astype(int))
 
 
 def _gradient_norm(weights: Iterable[nn.Parameter]) -> float | None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from analysis import style
 from analysis.sweeps import plot_sweep
 
 SIZES = (64, 128, 512)
@@ -60,6 +61,18 @@ def test_names_before_the_comma_are_lines() -> None:
     assert len(figure.axes) == 1, "no paper, no second panel"
     assert [len(curve) for curve in curves(figure, 0)] == [2, 2]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["BYOL", "SwAV"]
+
+
+@pytest.mark.parametrize("width", [style.ONE_COLUMN, style.TWO_COLUMNS])
+def test_a_legend_of_many_lines_stays_inside(width: float) -> None:
+    names = ("SimCLR", "MoCo v2", "BYOL", "SwAV", "SimSiam", "a name that is longer")
+    runs = sweep({f"{name}, {size}x": 64 * size for name in names for size in (1, 2)}, seeds=1)
+    figure = plot_sweep(runs, "batch_size", paper={"BYOL, 1x": 66.5, "BYOL, 2x": 70.6}, width=width)
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= -1
+    assert legend.x1 <= figure.bbox.x1 + 1
+    assert all(legend.y0 >= ax.get_window_extent().y1 for ax in figure.axes)
 
 
 def test_references_that_would_flatten_the_curve_are_left_out() -> None:

@@ -62,7 +62,7 @@ def report(
     ] = None,
     watch: Watch = False,
 ) -> None:
-    """Verdicts, figure (PDF, SVG, PNG), table (Markdown, LaTeX, CSV) and page of a study; also while it is running.
+    """Verdicts, figures (PDF, SVG, PNG), table (Markdown, LaTeX, CSV) and page of a study; also while it is running.
 
     With `all`: a page for each study that ships, and an index page. With `--watch`: made anew until all runs have
     ended; Ctrl-C ends it before.
