@@ -40,13 +40,14 @@ def test_report_diagnose_and_status_name_it_and_go_on(plan: Plan, tmp_path: Path
     done = call(where, "report", "stop-gradient", *OPTIONS, "--out", "out")
     assert done.returncode == 0, done.stderr
     page = Page(where / "out" / "index.html").text
-    assert "metrics.jsonl cannot be read" in page
+    note = f"{'config.yaml' if whole else 'metrics.jsonl'} cannot be read"
+    assert note in page
     assert "Traceback" not in done.stderr
     assert all(run in page for run in (unreadable, *others))
 
     done = call(where, "diagnose", "stop-gradient", *OPTIONS)
     assert done.returncode == 0, done.stderr
-    assert "metrics.jsonl cannot be read" in done.stdout
+    assert note in done.stdout
     done = call(where, "diagnose", "stop-gradient", *OPTIONS, "--json")
     verdicts = {each["run"]: each["verdict"] for each in json.loads(done.stdout)}
     assert verdicts[unreadable] == "too early to say"
