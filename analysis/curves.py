@@ -1,4 +1,4 @@
-"""What the diagnosis measures on a curve: its end, its swings, its trend."""
+"""What the diagnosis measures on a curve: its end, its swings, its trend; and the points that a drawing shows of it."""
 
 from __future__ import annotations
 
@@ -42,3 +42,16 @@ def trailing(holds: NDArray[np.bool_]) -> int:
     """Where the last unbroken stretch begins in which something holds; the length if it does not hold at the end."""
     broken = np.flatnonzero(~holds)
     return int(broken[-1]) + 1 if len(broken) else 0
+
+
+def outline(values: Values, stretches: int = 150) -> NDArray[np.intp]:
+    """The places of a curve that show all of it when drawn: its ends, and the lowest and the highest of each stretch.
+
+    A panel is a few hundred dots wide, a run of 800 epochs thousands of points long.
+    """
+    places = np.arange(len(values))
+    if len(values) <= 2 * stretches:
+        return places
+    parts = np.array_split(places, stretches)
+    extremes = [part[find(values[part])] for part in parts for find in (np.argmin, np.argmax)]
+    return np.unique([places[0], *extremes, places[-1]])

@@ -48,6 +48,8 @@ SHARE_OF_UNTRAINED_RANK = 0.5
 # Convention: swings smaller than a twentieth of the way from chance to the optimum are of no account. The other limit,
 # the noise that the draw of batches explains, is theory: see LossScale.sampling_noise.
 SMALLEST_SWING = 0.05
+# Theory: the variances of z/|z| over channels and its centre sum to 1 (Zhang et al. 2022). Half variance is no point.
+POINT_FROM = 0.5
 NUM_TURNS = 4  # two whole swings: fewer are a bump
 # Theory: ten times as far above the optimum as chance is; no normalised loss starts there.
 DIVERGED_FROM = -9.0
@@ -145,12 +147,15 @@ class _Signs:
     std: Curve = field(init=False)
     rank: Curve = field(init=False)
     area: Curve = field(init=False)
+    centre: Curve = field(init=False)
+    positive: Curve = field(init=False)
     knn: Curve = field(init=False)
     scale: LossScale | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.loss, self.std = self.curve("loss"), self.curve("z_std_relative")
         self.rank, self.area = self.curve("effective_rank"), self.curve("explained_variance_area")
+        self.centre, self.positive = self.curve("centre"), self.curve("positive_cosine")
         self.knn = self.curve("knn_top1")
         self.scale = loss_scale(self.run, self.loss[0, 2] if len(self.loss) else math.nan)
 
@@ -227,10 +232,13 @@ def _divergence(signs: _Signs) -> Iterator[Finding]:
 
 
 def _complete_collapse(signs: _Signs) -> Iterator[Finding]:
-    """The std below its threshold from some point on to the last (Fig. 2)."""
+    """The std below its threshold from some point on to the last (Fig. 2), unless z varies in a few channels."""
     start = trailing(signs.std[:, 2] < threshold_of(signs.run))
     if len(signs.std) - start >= NUM_IN_A_ROW:
-        evidence = [*_std_sentences(signs), *_rank_sentences(signs)]
+        evidence = [*_std_sentences(signs), *_centre_sentences(signs), *_rank_sentences(signs)]
+        if len(signs.centre) and end_of(signs.centre[:, 2]) < POINT_FROM:
+            yield Finding("dimensional collapse", tuple(evidence), *signs.std[start, :2])
+            return
         if signs.scale is not None and len(signs.loss):
             evidence.insert(1, _loss_sentence(signs, signs.scale))
         yield Finding("complete collapse", tuple(evidence), *signs.std[start, :2])
@@ -327,7 +335,9 @@ def _convergence(signs: _Signs) -> Iterator[Finding]:
         if gain >= STILL_FALLING:
             yield Finding("slow optimisation", (sentence, f"{text}, and is still falling.", *_std_sentences(signs)))
         else:
-            yield Finding("no convergence", (sentence, f"{text}.", *_std_sentences(signs)))
+            yield Finding(
+                "no convergence", (sentence, f"{text}.", *_view_sentences(signs, signs.scale), *_std_sentences(signs))
+            )
     elif epochs[half[0]] > SLOW_HALF_AFTER * max(epochs[-1], 1e-12):
         text = (
             f"It took {epochs[half[0]]:.3g} of {epochs[-1]:.3g} epochs after the warm-up for the first half of the way"
@@ -348,6 +358,24 @@ def _std_sentences(signs: _Signs) -> list[str]:
     if signs.run.get("projector.bn_output") is True and signs.run.get("projector.bn_output_affine") is False:
         found.append("Its output BN has no scale and shift, which hides a collapse from the std: see the rank.")
     return found
+
+
+def _centre_sentences(signs: _Signs) -> list[str]:
+    """Whether a low std comes from z being one point, or from few channels in which it varies."""
+    if not len(signs.centre):
+        return []
+    end = end_of(signs.centre[:, 2])
+    meaning = "z is near one point" if end >= POINT_FROM else "z is no point, but varies in a few channels only"
+    return [f"The centre |E z/|z||^2 is {end:.2f}: {meaning} (1 is a point)."]
+
+
+def _view_sentences(signs: _Signs, scale: LossScale) -> list[str]:
+    """Where the loss compares p with z: whether z itself agrees between views."""
+    if not len(signs.positive) or scale.name != "cosine":
+        return []
+    end = end_of(signs.positive[:, 2])
+    meaning = "the encoder makes views alike, p does not follow" if end >= CONVERGED_FROM else "views are not alike"
+    return [f"The z of two views of an image have a cosine of {end:.2f} at the end: {meaning}."]
 
 
 def _rank_sentences(signs: _Signs) -> list[str]:
@@ -388,3 +416,10 @@ def _context(signs: _Signs) -> Iterator[str]:
         yield "Accuracy near chance is not by itself a collapse (footnote 4)."
     elif last <= untrained:
         yield "That is not above the untrained network: nothing that kNN sees was learnt."
+        if len(signs.positive) and len(signs.centre):
+            alike, all_alike = end_of(signs.positive[:, 2]), end_of(signs.centre[:, 2])
+            if alike - all_alike >= CONVERGED_FROM:  # the centre is the mean cosine of any two images
+                yield (
+                    f"Yet z tells images apart (cosine of two views {alike:.2f}, of any two images {all_alike:.2f}): by"
+                    " something that is not their class, a shortcut."
+                )

@@ -26,6 +26,7 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
 from analysis import style
+from analysis.curves import outline
 from experiments.study_figures import FIG_2
 
 Curve = NDArray[np.float64]  # (n, 2): epoch, value
@@ -174,9 +175,10 @@ def _draw(ax: Axes, group: Group, curves: Sequence[Curve]) -> None:
         whole, single = [], list(curves)
     if whole:
         epochs, mean, (low, high) = mean_and_range(whole)
-        ax.fill_between(epochs, low, high, color=group.colour, alpha=0.2, linewidth=0)
-        ax.plot(epochs, mean, color=group.colour, linestyle=group.dashes, linewidth=1.4)
-    for curve in single:
+        band, line = np.union1d(outline(low), outline(high)), outline(mean)
+        ax.fill_between(epochs[band], low[band], high[band], color=group.colour, alpha=0.2, linewidth=0)
+        ax.plot(epochs[line], mean[line], color=group.colour, linestyle=group.dashes, linewidth=1.4)
+    for curve in (curve[outline(curve[:, 1])] for curve in single):
         ax.plot(curve[:, 0], curve[:, 1], color=group.colour, linestyle=group.dashes, linewidth=0.8)
         if len(curve) == 1:  # a line of one point is invisible
             ax.plot(curve[:, 0], curve[:, 1], color=group.colour, marker="o", markersize=2.5)

@@ -17,6 +17,7 @@ import pandas as pd
 from analysis import page
 from analysis.figures import reference_values
 from analysis.formats import DASH, escape_markdown
+from analysis.live import Live, write_page
 from analysis.report import ReportFiles
 from analysis.summary import percent_range
 from analysis.verdicts import EVENT_SEEDS, Verdict
@@ -32,7 +33,9 @@ HOW_TO_READ = (
 )
 
 
-def write_index(reports: Sequence[ReportFiles], scale: Scale, command: str, path: Path) -> None:
+def write_index(
+    reports: Sequence[ReportFiles], scale: Scale, command: str, path: Path, live: Live | None = None
+) -> None:
     """The page that leads to the pages of the studies."""
     rows = [
         {
@@ -53,8 +56,9 @@ def write_index(reports: Sequence[ReportFiles], scale: Scale, command: str, path
         rows=rows,
         provenance=provenance(reports),
         command=command,
+        live=live,
     )
-    path.write_text(html, encoding="utf-8")
+    write_page(path, html)
 
 
 def _figure(report: ReportFiles) -> dict[str, str]:

@@ -18,6 +18,7 @@ from analysis import summary
 from analysis.figures import reference_values
 from analysis.formats import DASH, format_hours, format_seconds
 from analysis.gallery import Drawing
+from analysis.live import Live
 from analysis.results import describe_state, device_hours
 from analysis.tables import Table
 from analysis.verdicts import Verdict
@@ -53,6 +54,7 @@ def render(
     scale: str,
     command: str,
     out_dir: Path,
+    live: Live | None = None,
 ) -> str:
     """The page as text. ``settings`` are those of each variant, by dotted path; ``out_dir`` is where it will lie."""
     differing, shared = split_settings(settings)
@@ -75,6 +77,7 @@ def render(
         provenance=provenance(runs),
         cost=cost(runs),
         command=command,
+        live=live,
     )
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 
 from analysis import page, style, summary
 from analysis.gallery import Drawing, drawings
+from analysis.live import Live
 from analysis.results import load_runs
 from analysis.study_table import study_table
 from analysis.tables import Table
@@ -78,13 +79,14 @@ def report(
     scale: str,
     note: str = "",
     command: str = "",
+    live: Live | None = None,
 ) -> ReportFiles:
     """Write ``index.html``, ``figure*.{pdf,svg,png}`` and ``table.{md,tex,csv}`` into ``out_dir``.
 
     Works at any time: what has not been run or is still running is a dash with its reason. The files are made in a
     folder beside ``out_dir`` and renamed into it at the end, so an interrupted report leaves the one before it; other
-    files in ``out_dir`` stay. ``note`` goes under the table, ``command`` on the page. Raises OSError if ``out_dir``
-    cannot be written.
+    files in ``out_dir`` stay. ``note`` goes under the table, ``command`` on the page, which reloads itself if it
+    is ``live``. Raises OSError if ``out_dir`` cannot be written.
     """
     points, runs = gather(variants, runs_dir)
     paper = {variant.name: variant.paper for variant in variants}
@@ -97,7 +99,9 @@ def report(
     out_dir.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
-        drawn = _make(made, study, variants, points, runs, table, judged, scale=scale, command=command, out_dir=out_dir)
+        drawn = _make(
+            made, study, variants, points, runs, table, judged, scale=scale, command=command, out_dir=out_dir, live=live
+        )
         # The page comes last: it holds the whole report, and is replaced in one step.
         names = sorted((path.name for path in made.iterdir()), key=lambda name: (name == "index.html", name))
         for name in names:
@@ -158,6 +162,7 @@ def _make(
     scale: str,
     command: str,
     out_dir: Path,
+    live: Live | None,
 ) -> list[Drawing]:
     paper = {variant.name: variant.paper.top1 for variant in variants if variant.paper.top1 is not None}
     drawn = drawings(study.figures, points, runs, paper)
@@ -169,6 +174,8 @@ def _make(
         (folder / f"table.{kind}").write_text(text, encoding="utf-8")
     figures = [page.place(drawing, folder) for drawing in drawn]
     settings = {variant.name: flatten(variant.settings) for variant in variants}
-    html = page.render(study, runs, table, judged, figures, settings, scale=scale, command=command, out_dir=out_dir)
+    html = page.render(
+        study, runs, table, judged, figures, settings, scale=scale, command=command, out_dir=out_dir, live=live
+    )
     (folder / "index.html").write_text(html, encoding="utf-8")
     return drawn

@@ -159,6 +159,17 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
+def _may_be_there(path: Path) -> bool:
+    """Whether there is such a file, or one may not look."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _with_defaults(found: Mapping[str, Any] | None, defaults: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
     """All settings: a switch that is newer than the folder has a default that keeps the old behaviour."""
     if found is None:
@@ -179,11 +190,11 @@ def _progress(folder: Path, contents: Contents, notes: list[str]) -> dict[str, A
     state = read_object(folder / "state.json", notes)
     result = read_object(folder / "result.json", notes)
     if state is None:
-        notes += [] if (folder / "state.json").exists() else ["no state.json"]
+        notes += [] if _may_be_there(folder / "state.json") else ["no state.json"]
         state = {}
     else:
         note_missing(state, ("state", "attempt", "seconds"), "state.json", notes)
-        if state.get("state") == "done" and not (folder / "result.json").exists():
+        if state.get("state") == "done" and not _may_be_there(folder / "result.json"):
             notes.append("it is done, but has no result.json")
     columns = contents.columns
     last = dict(zip(columns, contents.values[-1].tolist(), strict=True)) if len(contents.values) else {}

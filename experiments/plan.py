@@ -59,14 +59,22 @@ class Plan:
         return sorted(by_run.values(), key=turn)
 
     def statuses(self, heartbeats: Heartbeats | None = None) -> dict[str, Status]:
-        """The state of each run; who looks more than once remembers the heartbeats."""
+        """The state of each run, or "unreadable"; who looks more than once remembers the heartbeats."""
         there = run_names(self.runs)
         heartbeats = heartbeats or Heartbeats()
         pending = Status("pending", {})
         return {
-            run_id: RunFolder(self.runs, run_id).status(heartbeats) if run_id in there else pending
+            run_id: _status(RunFolder(self.runs, run_id), heartbeats) if run_id in there else pending
             for run_id in dict.fromkeys(planned.run_id for planned in self.cells)
         }
+
+
+def _status(folder: RunFolder, heartbeats: Heartbeats) -> Status:
+    """A run that this user may not read, say another's on a shared disk, is no reason not to show the others."""
+    try:
+        return folder.status(heartbeats)
+    except OSError:
+        return Status("unreadable", {})
 
 
 def make_plan(

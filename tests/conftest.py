@@ -1,4 +1,8 @@
-"""What several test files need: settings of a run that takes a second, and a way to call the command."""
+"""What several test files need: settings of a run that takes a second, and a way to call the command.
+
+Tests that need a browser or LaTeX are skipped where there is none; ``ABLATION_TEST_REQUIRE=chromium,latex`` makes them
+fail instead (``tools.py``).
+"""
 
 from __future__ import annotations
 

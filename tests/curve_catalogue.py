@@ -101,6 +101,7 @@ def simulate(kind: str, seed: int) -> tuple[pd.DataFrame, dict[str, Any]]:
     knn = 100 / classes + random.uniform(0, 60) * (1 - np.exp(-evaluations / 0.3))
     rows = [
         {"epoch": share * epochs, "step": round(share * epochs * 100), "loss": a, "z_std_relative": b}
+        | {"centre": 1 - b**2}  # what the identity leaves where all channels vary alike
         for share, a, b in zip(time, loss, std, strict=True)
         if share <= reached
     ]

@@ -9,7 +9,6 @@ import io
 import itertools
 import json
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,10 +25,13 @@ from hypothesis import strategies as st
 from analysis import load_runs, plot_training, style
 from analysis.figures import make_groups, mean_and_range, split_by_length, spread
 from analysis.formats import format_estimate, format_hours, format_seconds
+from analysis.report import gather, report_variants
 from analysis.study_table import study_table
 from analysis.tables import Table
-from experiments.study import PaperResult
+from experiments.plan import make_plan
+from experiments.study import PaperResult, load_scale, load_study, study_names
 from tests.run_folders import settings, write_run
+from tests.tools import missing, require
 
 WITH, WITHOUT = settings(), settings(target__stop_gradient=False)
 VARIANTS = {True: "with", False: "without"}
@@ -438,14 +440,39 @@ def test_special_characters_are_escaped(tmp_path: Path) -> None:
     assert "<script>" not in table.markdown().replace("\\<script\\>", "")
 
 
-@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed: LaTeX tables are not compiled")
-def test_latex_compiles(tmp_path: Path) -> None:
-    (tmp_path / "table.tex").write_text(odd_table(tmp_path).latex())
-    (tmp_path / "paper.tex").write_text(
-        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{table}\\end{document}"
-    )
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+def compile_latex(folder: Path, *tables: str) -> str:
+    """The log of a paper with these tables and no package but booktabs."""
+    for place, table in enumerate(tables):
+        (folder / f"table{place}.tex").write_text(table, encoding="utf-8")
+    inputs = "".join(rf"\input{{table{place}}}\clearpage" for place in range(len(tables)))
+    begin = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    (folder / "paper.tex").write_text(rf"{begin}{inputs}\end{{document}}")
+    command = [require("latex"), "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
     if "booktabs.sty' not found" in done.stdout:
-        pytest.skip("LaTeX has no booktabs package: LaTeX tables are not compiled")
+        missing("latex", "LaTeX has no booktabs package (apt-get install texlive-latex-recommended)")
     assert done.returncode == 0, done.stdout[-2000:]
+    return done.stdout
+
+
+def test_latex_compiles_with_odd_names(tmp_path: Path) -> None:
+    compile_latex(tmp_path, odd_table(tmp_path).latex())
+
+
+def test_latex_of_every_study_compiles(tmp_path: Path) -> None:
+    """As they ship, with one variant of each run: their names, notes and dashes."""
+    tables = []
+    for name in study_names():
+        study, scale = load_study(name), load_scale("cpu")
+        made = make_plan(study, scale, [0], [], tmp_path / "runs", tmp_path / "data")
+        planned = made.cells[0]
+        if not (tmp_path / "runs" / planned.run_id).exists():
+            write_run(tmp_path / "runs", planned.cell.settings, 0, fingerprint="unprepared")
+        variants = report_variants(study, made, [0])
+        _, runs = gather(variants, tmp_path / "runs")
+        paper = {variant.name: variant.paper for variant in variants}
+        tables.append(
+            study_table(runs, paper, study.title, "cpu", {each.name: each.against for each in variants}).latex()
+        )
+    log = compile_latex(tmp_path, *tables)
+    assert "Missing character" not in log

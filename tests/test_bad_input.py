@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import resource
 import shutil
@@ -17,6 +16,8 @@ from hypothesis import strategies as st
 
 from simsiam.config import SettingsError, dotted_paths, flatten, validate
 from tests.conftest import ROOT, SMALL, Command
+from tests.ordinary_user import call as as_ordinary_user
+from tests.ordinary_user import open_to_all
 
 SMOKE = ("--scale", "smoke")
 
@@ -253,36 +254,19 @@ def test_no_data(command: Command, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.npy"))
 
 
-AS_NOBODY = """
-import os, sys
-# Imported before the rights are dropped: an ordinary user need not be able to read this interpreter's files.
-import rich.console, rich.table, rich.live, encodings.idna
-import experiments.cli, experiments.local, experiments.plan, experiments.view, simsiam.data, simsiam.download
-os.setgroups([]), os.setgid(65534), os.setuid(65534)
-experiments.cli.main()
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="drops root's rights, which an ordinary user has not got")
 def test_folders_that_an_ordinary_user_may_not_use(tmp_path: Path) -> None:
-    for parent in tmp_path.parents:
-        if parent.name.startswith("pytest-"):
-            parent.chmod(0o755)
-    tmp_path.chmod(0o755)
-    locked, free = tmp_path / "locked", tmp_path / "open"
-    locked.mkdir(mode=0o700)
-    free.mkdir()
-    free.chmod(0o777)
+    free, locked = open_to_all(tmp_path), tmp_path / "locked"
+    locked.mkdir()
     (locked / "mine.yaml").write_text("title: x\nvariants: {a: {}}\n")
+    locked.chmod(0)
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", AS_NOBODY, *arguments, *SMOKE]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=free, env=environment, capture_output=True, text=True, timeout=60)
+        return as_ordinary_user(free, *arguments, *SMOKE)
 
     refused(call("run", "stop-gradient", "--runs", str(locked / "runs")), 1, str(locked), "Permission denied", "--runs")
     refused(call("status", "stop-gradient", "--runs", str(locked)), 2, str(locked), "not readable", "--runs")
     refused(call("run", str(locked / "mine.yaml")), 2, "mine.yaml", "Permission denied", where=free)
+    locked.chmod(0o700)
 
 
 def test_a_runs_folder_that_is_a_file(command: Command, tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 from analysis import load_runs
 from analysis.causes import CAUSES, causes_of
 from analysis.comparison import differences, load_chosen
-from analysis.curves import num_turns, residual, smooth
+from analysis.curves import num_turns, outline, residual, smooth
 from analysis.diagnosis import VERDICTS, diagnose, diagnose_runs, threshold_of
 from analysis.loss_scale import loss_scale
 from experiments.cli import app
 from experiments.study import study_names
 from simsiam.config import Settings, dotted_paths, flatten
+from simsiam.diagnostics import centre, output_std
 from simsiam.losses import info_nce, negative_cosine, nt_xent, swapped_prediction
 from tests.curve_catalogue import KINDS, simulate
 from tests.run_folders import settings, write_run
@@ -89,6 +90,7 @@ def test_an_output_bn_without_affine_is_judged_relative_to_its_floor() -> None:
     points.loc[points["z_std_relative"].notna(), "z_std_relative"] = (
         2 / math.sqrt(64) + 0.02
     )  # all images but one agree
+    points["centre"] = (1 - 2 / 64) ** 2
     assert diagnose(points, row | {"projector.bn_output_affine": False}).verdict == "complete collapse"
     assert diagnose(points, row | {"projector.bn_output_affine": True}).verdict != "complete collapse"
     assert diagnose(points, row | {"projector.bn_output": False, "projector.bn_output_affine": False}).verdict != (
@@ -121,6 +123,44 @@ def test_a_dip_from_which_the_std_recovers_is_no_collapse() -> None:
     assert diagnose(points, row).verdict == "healthy"
 
 
+def test_the_centre_tells_one_point_from_variance_in_few_channels() -> None:
+    """Both have the std of a collapse; the numbers are those of the measures on such a z."""
+    random = np.random.default_rng(0)
+    point = torch.from_numpy(np.ones(512) + 0.05 * random.normal(size=(256, 512)))
+    few = torch.zeros(256, 512)
+    few[:, :4] = torch.from_numpy(random.choice([-1.0, 1.0], size=(256, 4)))
+    for z, verdict, words in (
+        (point, "complete collapse", "near one point"),
+        (few, "dimensional collapse", "no point"),
+    ):
+        points, row = a_run("healthy")
+        logged = points["z_std_relative"].notna()
+        std = (output_std(z) * math.sqrt(512)).item()
+        assert std < threshold_of(row)
+        points.loc[logged, "z_std_relative"] = std
+        points.loc[logged, "centre"] = centre(z).item()
+        found = diagnose(points, row)
+        assert found.verdict == verdict
+        assert any(words in sentence for sentence in found.evidence)
+
+
+def test_the_cosine_of_views_tells_a_predictor_that_does_not_follow() -> None:
+    points, row = a_run("no convergence")
+    for cosine, words in ((0.9, "p does not follow"), (0.1, "views are not alike")):
+        found = diagnose(points.assign(positive_cosine=cosine), row)
+        assert found.verdict == "no convergence"
+        assert any(words in sentence for sentence in found.evidence)
+    assert not any("two views" in sentence for sentence in diagnose(points, row).evidence)
+
+
+def test_a_shortcut_is_named_where_nothing_was_learnt_though_images_are_told_apart() -> None:
+    points, row = a_run("healthy")
+    points.loc[points["knn_top1"].notna(), "knn_top1"] = row["untrained_knn_top1"] = 60.0
+    apart, alike = points.assign(positive_cosine=0.9, centre=0.1), points.assign(positive_cosine=0.9, centre=0.85)
+    assert any("shortcut" in sentence for sentence in diagnose(apart, row).evidence)
+    assert not any("shortcut" in sentence for sentence in diagnose(alike, row).evidence)
+
+
 # --- when it set in ----------------------------------------------------------------------------------------------
 
 
@@ -128,6 +168,7 @@ def test_the_onset_of_a_collapse_is_the_first_step_below_the_limit() -> None:
     points, row = a_run("healthy")
     logged = points.index[points["z_std_relative"].notna()]
     points.loc[logged[40:], "z_std_relative"] = 0.05
+    points.loc[logged[40:], "centre"] = 1 - 0.05**2
     found = diagnose(points, row)
     assert (found.verdict, found.step) == ("complete collapse", points.loc[logged[40], "step"])
     assert found.epoch == points.loc[logged[40], "epoch"]
@@ -216,6 +257,19 @@ def test_turns_of_a_sine(cycles: int, turns: int) -> None:
     wave = np.sin(np.linspace(0, 2 * np.pi * cycles, 1000))
     assert num_turns(wave, 0.5) in (turns - 1, turns, turns + 1)
     assert num_turns(wave, 2.5) == 0
+
+
+@pytest.mark.parametrize("length", [1, 2, 50, 300, 301, 5000])
+def test_an_outline_keeps_the_ends_and_every_extreme(length: int) -> None:
+    values = np.random.default_rng(0).normal(size=length)
+    values[length // 3] = 100  # a spike of one point must not get lost
+    places = outline(values)
+    assert len(places) <= 302
+    assert (places[0], places[-1]) == (0, length - 1)
+    assert (np.diff(places) > 0).all()
+    for part in np.array_split(np.arange(length), min(length, 150)):
+        kept = values[np.intersect1d(places, part)]
+        assert (kept.min(), kept.max()) == (values[part].min(), values[part].max())
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 50])

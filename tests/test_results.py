@@ -156,16 +156,6 @@ def test_a_config_that_would_break_a_parser_is_named(tmp_path: Path, text: str) 
     assert done.stdout.strip() == "config.yaml cannot be read"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_named(tmp_path: Path) -> None:
-    folder = write_run(tmp_path, settings(), 0)
-    (folder / "metrics.jsonl").chmod(0)
-    assert load_runs(tmp_path)[1].loc[0, "note"] == "metrics.jsonl cannot be read; no points logged"
-    folder.chmod(0)
-    assert load_runs(tmp_path)[1].loc[0, "note"]
-    folder.chmod(0o700)
-
-
 # --- the cache ---------------------------------------------------------------------------------------------------
 
 

@@ -70,8 +70,11 @@ def diagnose(
     if len(diagnoses) > 1:
         _print_table(diagnoses, names)
     for each, note in zip(diagnoses, rows["note"], strict=True):
+        name = names.get(each.run, each.run)
         if len(diagnoses) == 1 or each.verdict not in ("healthy", "too early to say"):
-            _print_one(each, names.get(each.run, each.run), note)
+            _print_one(each, name, note)
+        elif note:
+            make_console().print(f"\n{name}, about its folder: {note}", soft_wrap=True)
 
 
 def _run_folder(target: str, runs: Path) -> Path | None:

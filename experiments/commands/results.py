@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -27,8 +31,18 @@ from experiments.options import (
 )
 
 if TYPE_CHECKING:
+    from analysis.live import Live
     from analysis.report import ReportFiles
     from experiments.plan import Plan
+
+WATCH_SECONDS = 30
+Watch = Annotated[
+    bool,
+    typer.Option(
+        "--watch",
+        help=f"Make it anew every {WATCH_SECONDS} s until all runs have ended; meanwhile the page reloads itself.",
+    ),
+]
 
 
 def report(
@@ -46,10 +60,12 @@ def report(
         Optional[Path],  # noqa: UP045
         typer.Option("--markdown", metavar="FILE", help="Write tables and verdicts as one Markdown document, too."),
     ] = None,
+    watch: Watch = False,
 ) -> None:
     """Verdicts, figures (PDF, SVG, PNG), table (Markdown, LaTeX, CSV) and page of a study; also while it is running.
 
-    With `all`: a page for each study that ships, and an index page.
+    With `all`: a page for each study that ships, and an index page. With `--watch`: made anew until all runs have
+    ended; Ctrl-C ends it before.
     """
     from analysis.overview import markdown as document
     from analysis.overview import write_index
@@ -58,21 +74,34 @@ def report(
     from simsiam.files import write_atomically
 
     chosen, whole = scale_named(scale), study == "all"
-    plans = [plan_for([loaded], chosen, seeds, set_, runs, data) for loaded in studies_named(study)]
-    require_runs(plans, "report on")
     command = f"python {shlex.join(['run_ablation.py', *sys.argv[1:]])}"
     # The report of another scale than this machine's own does not take the place of its own.
     end = "" if chosen.name == default_scale() else f"-{chosen.name}"
     folder = out or Path("reports")
-    files = []
-    try:
-        for made in plans:
-            where = out if out is not None and not whole else folder / f"{made.studies[0].name}{end}"
-            files.append(_report(made, where, seeds, command))
-            _print_report(files[-1], brief=whole)
+    index = folder / f"index{end}.html"
+    wanted = {
+        out if out is not None and not whole else folder / f"{loaded.name}{end}": loaded
+        for loaded in studies_named(study)
+    }
+
+    def make(show: Callable[[ReportFiles], None], live: Live | None = None) -> list[ReportFiles]:
+        plans = [plan_for([loaded], chosen, seeds, set_, runs, data) for loaded in wanted.values()]
+        require_runs(plans, "report on")
+        files = []
+        for where, made in zip(wanted, plans, strict=True):
+            files.append(_report(made, where, seeds, command, live))
+            show(files[-1])
         if whole:
-            write_index(files, chosen, command, folder / f"index{end}.html")
-            say(f"\nIndex: {(folder / f'index{end}.html').absolute()}")
+            write_index(files, chosen, command, index, live)
+        return files
+
+    try:
+        if watch:
+            pages = [where / "index.html" for where in wanted]
+            _watch(lambda live: make(lambda _: None, live), [index, *pages] if whole else pages)
+        files = make(lambda made: _print_report(made, brief=whole))
+        if whole:
+            say(f"\nIndex: {index.absolute()}")
         if markdown is not None:
             text = document(files, chosen, command)
             write_atomically(markdown, lambda file: file.write(text), aside=str(os.getpid()), mode="w")
@@ -81,14 +110,40 @@ def report(
         raise StoreError(f"{error.filename or folder}: the report cannot be made ({error.strerror})") from None
 
 
-def _report(made: Plan, out: Path, seeds: str | None, command: str) -> ReportFiles:
+def _watch(make: Callable[[Live], list[ReportFiles]], pages: list[Path]) -> None:
+    """Make the report again and again until all runs have ended. However that ends, no page goes on reloading."""
+    from analysis.live import Live, make_still
+    from experiments.local import STOPPING
+
+    for number in STOPPING:  # a closed terminal and a kill end it like Ctrl-C
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
+    say(f"Watching. The page reloads itself: {pages[0].absolute()}")
+    try:
+        while True:
+            files = make(Live(WATCH_SECONDS, time.strftime("%Y-%m-%d %H:%M:%S")))
+            states = {
+                run: state for each in files for run, state in zip(each.runs["run"], each.runs["state"], strict=True)
+            }
+            counts = ", ".join(f"{num} {state}" for state, num in sorted(Counter(states.values()).items()))
+            say(f"{time.strftime('%H:%M:%S')}  {count(len(states), 'run')}: {counts}")
+            if set(states.values()) <= {"done", "failed"}:
+                return
+            time.sleep(WATCH_SECONDS)
+    finally:
+        for page in pages:
+            make_still(page)
+
+
+def _report(made: Plan, out: Path, seeds: str | None, command: str, live: Live | None) -> ReportFiles:
     from analysis.report import report as write_report
     from analysis.report import report_variants
     from experiments.study import seeds_from_text
 
     (study,) = made.studies
     variants = report_variants(study, made, None if seeds is None else seeds_from_text(seeds))
-    return write_report(study, variants, made.runs, out, scale=made.scale.name, note=made.scale.note, command=command)
+    scale, note = made.scale.name, made.scale.note
+    return write_report(study, variants, made.runs, out, scale=scale, note=note, command=command, live=live)
 
 
 def _print_report(files: ReportFiles, *, brief: bool) -> None:

@@ -1,0 +1,56 @@
+"""The command as called by an ordinary user, also where the tests run as root, who may read and write everything."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+NOBODY, CANNOT_START = 65534, 77
+AS_NOBODY = f"""
+import os, sys
+# Imported before the rights are dropped: an ordinary user need not be able to read this interpreter's files.
+import rich.console, rich.table, rich.live, encodings.idna
+import experiments.cli, experiments.local, experiments.overview, experiments.plan, experiments.view
+import simsiam.data, simsiam.download, analysis.diagnosis, analysis.report
+if sys.argv[1] == "report":  # which imports more as it goes: once to nowhere, as root
+    import contextlib, io, tempfile
+    arguments = list(sys.argv)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        sys.argv += ["--out", folder]
+        with contextlib.suppress(SystemExit):
+            experiments.cli.main()
+    sys.argv = arguments
+os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})
+if sys.argv[1] == "report" and not os.access(analysis.report.__file__, os.R_OK):  # nor then its templates
+    sys.exit({CANNOT_START})
+experiments.cli.main()
+"""
+
+
+def open_to_all(tmp_path: Path) -> Path:
+    """``tmp_path``, which pytest keeps to its own user, and a folder in it where anybody may write."""
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder in (tmp_path, tmp_path.parent) or folder.name.startswith("pytest-"):
+            folder.chmod(0o755)
+    free = tmp_path / "open"
+    free.mkdir()
+    free.chmod(0o777)
+    return free
+
+
+def call(where: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``run_ablation.py`` with ``arguments``, called in ``where`` by somebody who is not root."""
+    start = ["-c", AS_NOBODY] if os.geteuid() == 0 else [str(ROOT / "run_ablation.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(where / ".matplotlib")}
+    done = subprocess.run(
+        [sys.executable, *start, *arguments], cwd=where, env=environment, capture_output=True, text=True, timeout=120
+    )
+    if done.returncode == CANNOT_START:
+        pytest.skip("an ordinary user may not read this checkout or its Python: run the tests as one")
+    return done
