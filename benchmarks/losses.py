@@ -51,7 +51,8 @@ def main() -> None:
         prototypes = Prototypes(DIM, num_prototypes)
         lightly_prototypes = SwaVPrototypes(DIM, num_prototypes)
         # lightly normalises the weight itself, and expects z that is normalised.
-        lightly_prototypes.heads.weight.data.copy_(F.normalize(prototypes.weight.data, dim=1))
+        lightly_prototypes.heads[0].bias.data.zero_()
+        lightly_prototypes.heads[0].weight.data.copy_(F.normalize(prototypes.weight.data, dim=1))
         criterion = SwaVLoss(temperature=0.1, sinkhorn_iterations=3, sinkhorn_epsilon=0.05)
 
         def ours(prototypes: Prototypes = prototypes) -> Tensor:
@@ -69,7 +70,7 @@ def main() -> None:
             f"SwAV with Sinkhorn, forward and backward, batch {BATCH}, {DIM}-d, {num_prototypes} prototypes",
             "steps/s per core",
             steps("ours", ours, prototypes.weight),
-            [(steps("lightly", lightly, lightly_prototypes.heads.weight), Reach(1))],
+            [(steps("lightly", lightly, lightly_prototypes.heads[0].weight), Reach(1))],
             repeats=bench.repeats(25),
         )
         torch.testing.assert_close(values["ours"], values["lightly"], rtol=1e-3, atol=1e-3)

@@ -248,8 +248,8 @@ class _Centres(TorchDataset[tuple[Tensor, Tensor]]):
 def _decode(images: FileSplit, index: int) -> Tensor:
     """uint8 (3, H, W)."""
     with Image.open(images.path(index)) as file:
-        pixels: Tensor = transforms.pil_to_tensor(to_rgb(file, images.path(index)))
-    return pixels
+        pixels = np.array(to_rgb(file, images.path(index)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # no copy into another order: resizing takes this one as well
 
 
 def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
