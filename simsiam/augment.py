@@ -223,9 +223,9 @@ def _apply(images: Tensor, parameters: ViewParameters, size: int, crop: bool, vi
         box = (parameters.top, parameters.left, parameters.height, parameters.width, parameters.flip)
         x = resized_crop(images, *(part.to(device, non_blocking=True) for part in box), size=size)
     else:
-        x = images.float() / 255 if images.dtype == torch.uint8 else images
         flip = parameters.flip.to(device, non_blocking=True)[:, None, None, None]
-        x = torch.where(flip, x.flip(3), x)
+        x = torch.where(flip, images.flip(3), images)
+        x = x.float().div_(255) if images.dtype == torch.uint8 else x
     x = color_jitter(x, parameters, out=view)
     if x.shape[1] == 3 and len(chosen := parameters.grey.nonzero().squeeze(1)):
         chosen = chosen.to(device, non_blocking=True)
