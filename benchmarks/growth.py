@@ -32,7 +32,7 @@ def plan(num_cells: int, folder: Path) -> Callable[[], object]:
 
 def steps_of_a_run(epochs: int) -> Callable[[], object]:
     """A whole training of 2 steps an epoch with a tiny network."""
-    settings = validate(SMOKE | {"epochs": epochs, "evaluation.every_epochs": 10**6})
+    settings = validate(SMOKE | {"epochs": epochs, "evaluation.every_epochs": epochs})
     dataset = load(settings.data, Path())
 
     def run() -> None:
