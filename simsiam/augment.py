@@ -257,7 +257,7 @@ def color_jitter(x: Tensor, parameters: ViewParameters, out: Tensor | None = Non
     # For every two turns the images are sorted by what is due in the first and then in the second, so that each
     # operation of the first is done on one slice, and each of the second on one slice of each of these.
     place = torch.arange(len(x), device=due.device)  # (N,): where each image is in x
-    for turns in due.split(2, dim=1):
+    for turns in torch.split(due, 2, dim=1):
         kind = turns[:, 0] * (never + 1) + turns[:, 1]
         sizes = kind.bincount(minlength=(never + 1) ** 2).view(never + 1, never + 1)
         if int(sizes[never, never]) == len(x):
@@ -266,7 +266,9 @@ def color_jitter(x: Tensor, parameters: ViewParameters, out: Tensor | None = Non
         x = x.index_select(0, place[image].to(x.device, non_blocking=True))
         slice_factors = factors[image].to(x.device, non_blocking=True)
         for counts in (sizes.sum(1).tolist(), sizes.flatten().tolist()):
-            for number, (part, factor) in enumerate(zip(x.split(counts), slice_factors.split(counts), strict=True)):
+            for number, (part, factor) in enumerate(
+                zip(torch.split(x, counts), torch.split(slice_factors, counts), strict=True)
+            ):
                 chosen = number % (never + 1)
                 if len(part) > 0 and chosen != never:
                     operations[chosen](part, factor[:, chosen], out=part)
