@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +92,16 @@ def bare_steps(training: Training, num: int) -> Callable[[], object]:
 
 
 def lightly_steps(settings: Settings, dataset: Dataset, workers: int, num: int) -> Callable[[], object]:
-    """``num`` steps of lightly, with loader processes that stay."""
+    """``num`` steps of lightly, an epoch of just so many images, with loader processes that stay.
+
+    So they have made nothing ahead when a repeat begins, and make nothing while the others are measured.
+    """
     model = LightlySimSiam(settings)
-    loader = lightly_loader(dataset, settings.batch_size, workers)
-
-    def endless() -> Iterator[Any]:
-        while True:
-            yield from loader
-
-    batches = endless()
+    some = replace(dataset, train=dataset.train.take(np.arange(num * settings.batch_size)))
+    loader = lightly_loader(some, settings.batch_size, workers)
 
     def run() -> None:
-        for views, _ in itertools.islice(batches, num):
+        for views, _ in loader:
             model.step(*views)
 
     return run
@@ -119,16 +118,15 @@ def main() -> None:
         if bench.quick and "256" in name:
             continue
         if bench.quick:
-            num, workers = max(1, num // 3), workers[-1:]
+            num, workers = max(1, num // 2), workers[-1:]
         settings = validate({"data.name": "synthetic", "data.storage": "memory", **changes})
         training = make_training(settings, dataset)
-        lightly_num = max(1, num // 4) if settings.backbone.name == "small" else num
         peers = [
             (
                 Contender(
                     f"lightly, {count} loader processes",
-                    lightly_steps(settings, dataset, count, lightly_num),
-                    lightly_num * settings.batch_size,
+                    lightly_steps(settings, dataset, count, num),
+                    num * settings.batch_size,
                 ),
                 Reach(reach),
             )
