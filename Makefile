@@ -1,5 +1,6 @@
 # make demo   everything that is needed, then the stop-gradient study on real images, with its report
 # make test   everything that is needed, then lint, types, tests
+# make test-cluster   tests on a real SLURM, started for them on this machine: as root, with its packages installed
 # Both set up a virtual environment of their own in .venv and need nothing but Python >= 3.10, git and make.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -7,7 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python run_ablation.py
 
-.PHONY: demo test test-lowest lint bench clean
+.PHONY: demo test test-cluster test-lowest lint bench clean
 .DEFAULT_GOAL := demo
 
 # Stamps say which part of the environment is in place; a changed pyproject.toml renews it.
@@ -32,6 +33,9 @@ demo:
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-cluster: $(VENV)/installed-dev
+	ABLATION_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -v
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -20,6 +20,12 @@ def format_estimate(mean: float, sd: float, single: int, most: int) -> str:
     return text if math.isnan(sd) else f"{text} ± {sd:.{decimals}f}"
 
 
+def format_signed(value: float) -> str:
+    """``+0.6``, ``−3.3``; what rounds to zero is ``0.0``."""
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", MINUS)
+
+
 def format_seconds(seconds: float) -> str:
     """``45 s``, ``2.3 min``, ``26 min``, ``3.4 h``."""
     if seconds < 59.5:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import pandas as pd
 from analysis import summary
 from analysis.figures import reference_values
 from analysis.formats import DASH, format_hours, format_seconds
-from analysis.tables import Table, describe_state, device_hours
+from analysis.results import describe_state, device_hours
+from analysis.tables import Table
+from analysis.verdicts import Verdict
 from experiments.study import Study
 from simsiam.config import description
-
-TEMPLATE = "page.html.jinja"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def render(
     study: Study,
     runs: pd.DataFrame,
     table: Table,
+    verdicts: Sequence[Verdict],
     figures: Figures,
     settings: Mapping[str, Mapping[str, Any]],
     *,
@@ -46,16 +47,11 @@ def render(
     out_dir: Path,
 ) -> str:
     """The page as text. ``settings`` are those of each variant, by dotted path; ``out_dir`` is where it will lie."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     differing, shared = split_settings(settings)
-    return environment.get_template(TEMPLATE).render(
+    return template("page.html.jinja").render(
         study=study,
+        verdicts=verdicts,
+        kinds=kinds(verdicts),
         scale=scale,
         answer=summary.answer(runs),
         warnings=summary.warnings(runs),
@@ -74,6 +70,23 @@ def render(
         cost=cost(runs),
         command=command,
     )
+
+
+def template(name: str) -> jinja2.Template:
+    """A template of this folder; it escapes what is put into it, and fails for what is not there."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def kinds(verdicts: Sequence[Verdict]) -> list[str]:
+    """How what was checked differs from what the paper claims, each sentence once."""
+    return list(dict.fromkeys(sentence for verdict in verdicts for sentence in verdict.difference_in_kind))
 
 
 MEANINGS = {

@@ -15,7 +15,10 @@ import pandas as pd
 from analysis import page, style, summary
 from analysis.figures import plot_training
 from analysis.results import load_runs
-from analysis.tables import Table, study_table
+from analysis.study_table import study_table
+from analysis.tables import Table
+from analysis.verdicts import Verdict, verdicts
+from experiments.plan import Plan
 from experiments.study import PaperResult, Study
 from simsiam.config import Settings, flatten
 
@@ -29,11 +32,32 @@ class ReportVariant:
     paper: PaperResult
     settings: Settings
     seeds: tuple[int, ...]  # asked for; others that are there are reported too
+    against: str | None = None  # the variant that its difference is taken to
+
+
+def report_variants(study: Study, made: Plan, seeds: Sequence[int] | None) -> list[ReportVariant]:
+    """The variants of a study that its plan runs. ``seeds``: those asked for; None: as many as the study asks for."""
+    first = {planned.cell.variant: planned for planned in made.cells if planned.study == study.name}
+    asked = tuple(range(study.num_seeds(made.scale.name)) if seeds is None else seeds)
+    return [
+        ReportVariant(
+            name=variant.name,
+            config_id=first[variant.name].config_id,
+            paper=variant.paper,
+            settings=first[variant.name].cell.settings,
+            seeds=asked,
+            against=variant.against,
+        )
+        for variant in study.variants
+        if variant.name in first
+    ]
 
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What a report wrote, and its table for the terminal."""
+    """What a report wrote, and what it says."""
+
+    study: Study
 
     page: Path
     figures: tuple[Path, ...]
@@ -41,6 +65,8 @@ class ReportFiles:
     table: Table  # .headings() and .lines() are its text
     answer: str  # the result in one sentence
     warnings: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    runs: pd.DataFrame
 
 
 def report(
@@ -61,14 +87,17 @@ def report(
     cannot be written.
     """
     points, runs = gather(variants, runs_dir)
-    table = study_table(runs, {variant.name: variant.paper for variant in variants}, study.title, scale)
+    paper = {variant.name: variant.paper for variant in variants}
+    against = {variant.name: variant.against for variant in variants}
+    table = study_table(runs, paper, study.title, scale, against)
+    judged = tuple(verdicts(study.claims, points, runs, scale))
     if note:
         table = replace(table, notes=(*table.notes, note))
     out_dir = out_dir.absolute()
     out_dir.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
-        _make(made, study, variants, points, runs, table, scale=scale, command=command, out_dir=out_dir)
+        _make(made, study, variants, points, runs, table, judged, scale=scale, command=command, out_dir=out_dir)
         # The page comes last: it holds the whole report, and is replaced in one step.
         names = sorted((path.name for path in made.iterdir()), key=lambda name: (name == "index.html", name))
         for name in names:
@@ -76,12 +105,15 @@ def report(
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return ReportFiles(
+        study=study,
         page=out_dir / "index.html",
         figures=tuple(out_dir / name for name in names if name.startswith("figure")),
         tables=tuple(out_dir / name for name in names if name.startswith("table")),
         table=table,
         answer=summary.answer(runs),
         warnings=tuple(summary.warnings(runs)),
+        verdicts=judged,
+        runs=runs,
     )
 
 
@@ -105,7 +137,7 @@ def gather(variants: Sequence[ReportVariant], runs_dir: Path) -> tuple[pd.DataFr
         frame["variant"] = frame["config"].map(names).astype(kind)
     # A run that has not started has no folder to read its settings from.
     planned = {variant.name: flatten(variant.settings) for variant in variants}
-    for path in ("epochs", "loss.name"):
+    for path in ("epochs", "loss.name", "data.name", "projector.bn_output", "projector.bn_output_affine"):
         if path not in runs:
             runs[path] = None
         known = zip(runs["variant"], runs[path], strict=True)
@@ -120,6 +152,7 @@ def _make(
     points: pd.DataFrame,
     runs: pd.DataFrame,
     table: Table,
+    judged: Sequence[Verdict],
     *,
     scale: str,
     command: str,
@@ -136,5 +169,5 @@ def _make(
         alt=summary.alt_text(runs),
     )
     settings = {variant.name: flatten(variant.settings) for variant in variants}
-    html = page.render(study, runs, table, figures, settings, scale=scale, command=command, out_dir=out_dir)
+    html = page.render(study, runs, table, judged, figures, settings, scale=scale, command=command, out_dir=out_dir)
     (folder / "index.html").write_text(html, encoding="utf-8")

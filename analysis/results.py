@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import math
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import yaml
 
-from experiments.store import RunFolder, read_json
-from simsiam import metrics
+from analysis import cache
+from analysis.run_files import PROVENANCE_TEXTS, Contents, note_missing, number, read_contents, read_object, text
+from experiments.store import RunFolder
 from simsiam.config import Settings, flatten
 
 POINT_COLUMNS = (  # of each logged point, with its unit
@@ -68,165 +70,198 @@ RUN_COLUMNS = (
     "path",
 )
 
-_PROVENANCE = ("device", "host", "git_commit", "git_dirty", "code", "command")
+_COSTS = ("seconds", "device_seconds", "threads", "peak_memory_bytes", "attempts")  # of a result
+OUTCOMES = ("healthy", "collapsed", "diverged")
 
 
-def load_runs(runs_dir: str | Path = "runs", folders: Iterable[str] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def load_runs(
+    runs_dir: str | Path = "runs", folders: Iterable[str] | None = None, *, use_cache: bool = True
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All runs below a directory, or the named ``folders`` of it, as ``(points, runs)``.
 
     ``points``: one row per logged point, in order of step: ``run``, ``config``, ``seed``, the columns of
-    :data:`POINT_COLUMNS` (NaN where a point has no such value, or not a finite one), ``diverged``, and whatever else
-    was logged. ``runs``: one row per run: :data:`RUN_COLUMNS`, then every setting by its dotted path. A named folder
-    that does not exist is a row too, with the state ``missing``. Raises FileNotFoundError if ``runs_dir`` itself does
-    not exist and no folder is named.
+    :data:`POINT_COLUMNS` (NaN where a point has no such value, or not a finite one), ``diverged``, and whatever other
+    numbers were logged. ``runs``: one row per run: :data:`RUN_COLUMNS`, then every setting by its dotted path. A named
+    folder that does not exist is a row too, with the state ``missing``. What was read is kept in
+    ``RUNS_DIR/.analysis``, see :mod:`analysis.cache`, unless ``use_cache`` is false. Raises FileNotFoundError if
+    ``runs_dir`` itself does not exist and no folder is named.
     """
     root = Path(runs_dir)
     if folders is None:
-        folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    frames, rows = [], []
-    for name in folders:
-        logged, row = read_run(root / name)
+        names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith(".") and _is_folder(entry))
+        cache.forget(root, names)
+    else:
+        names = list(folders)
+    defaults = flatten(Settings())
+    rows, curves = [], []
+    for name in names:
+        contents, row = _read_run(root / name, defaults, use_cache=use_cache)
         rows.append(row)
-        if logged:
-            frames.append(pd.DataFrame(logged).assign(run=name, config=row["config"], seed=row["seed"]))
-    return _points_frame(frames), _runs_frame(rows)
+        curves.append((contents, row))
+    return _points_frame(curves), _runs_frame(rows)
 
 
-def read_run(folder: Path) -> tuple[list[metrics.Point], dict[str, Any]]:
-    """One run folder: its points, and its row in the frame of runs."""
-    match = re.fullmatch(r"(.+)-s(\d+)", folder.name)
+def _read_run(folder: Path, defaults: Mapping[str, Any], *, use_cache: bool) -> tuple[Contents, dict[str, Any]]:
+    """One run folder: what its files hold, and its row in the frame of runs."""
+    match = re.fullmatch(r"(.+)-s([0-9]{1,10})", folder.name)
     row: dict[str, Any] = dict.fromkeys(RUN_COLUMNS, math.nan)
-    row |= dict.fromkeys((*_PROVENANCE, "outcome", "device_type", "versions", "started"))
+    row |= dict.fromkeys((*PROVENANCE_TEXTS, "git_dirty", "outcome", "device_type", "versions", "started"))
     row |= {"run": folder.name, "path": str(folder), "stopped_early": False}
     row |= {"config": match[1], "seed": int(match[2])} if match else {"config": folder.name}
-    notes: list[str] = []
-    if not folder.is_dir():
-        return [], {**row, "state": "missing", "note": ""}
-    row |= _settings(folder, notes)
-    points = _points(folder, notes)
-    row |= _progress(folder, points, notes)
-    row |= _provenance(folder, notes)
-    return points, {**row, "note": "; ".join(notes)}
+    if not _is_folder(folder):
+        return Contents(), {**row, "state": "missing", "note": ""}
+    contents = cache.read_cached(folder) if use_cache else read_contents(folder)
+    notes = list(contents.notes)
+    known = _with_defaults(contents.settings, defaults, notes)
+    row |= known if not _is_nan(known.get("seed")) else {**known, "seed": row["seed"]}
+    row |= _progress(folder, contents, notes)
+    row |= {name: value for name, value in contents.provenance.items() if not _is_nan(value)}
+    return contents, {**row, "note": "; ".join(notes)}
+
+
+# --- a run in words and hours ----------------------------------------------------------------------------------------
+
+
+def describe_state(run: pd.Series) -> str:
+    """What a run came to, or how far it is, in a few words."""
+    if run["state"] == "done":
+        outcome = "ended" if pd.isna(run["outcome"]) else str(run["outcome"])
+        return f"{outcome}, stopped early" if run["stopped_early"] and outcome != "diverged" else outcome
+    if run["state"] == "failed":
+        return "failed: see failure.txt"
+    if run["state"] in ("missing", "pending"):
+        return "not run"
+    state = "state unknown" if run["state"] == "unknown" else str(run["state"])
+    if pd.isna(run["epoch"]):
+        return state
+    planned = run.get("epochs", math.nan)
+    return f"{state}, epoch {int(run['epoch'])}" + ("" if pd.isna(planned) else f"/{int(planned)}")
+
+
+def device_hours(runs: pd.DataFrame) -> pd.Series[float]:
+    """Hours of a GPU for runs on one; of a core, which is time by threads, for runs on a CPU."""
+    seconds = runs["device_seconds"].fillna(runs["seconds"])
+    hours: pd.Series[float] = seconds.where(runs["device_type"] == "cuda", seconds * runs["threads"]) / 3600
+    return hours.astype(float)
 
 
 # --- the files of a run ------------------------------------------------------------------------------------------
 
 
-def _settings(folder: Path, notes: list[str]) -> dict[str, Any]:
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _is_folder(path: Path) -> bool:
     try:
-        nested = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        found = {
-            f"{key}.{leaf}" if leaf else key: tuple(value) if isinstance(value, list) else value
-            for key, section in nested.items()
-            for leaf, value in (section.items() if isinstance(section, dict) else [("", section)])
-        }
-    except FileNotFoundError:
-        notes.append("no config.yaml")
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):  # gone, a loop of links, or not ours to see
+        return False
+
+
+def _with_defaults(found: Mapping[str, Any] | None, defaults: Mapping[str, Any], notes: list[str]) -> dict[str, Any]:
+    """All settings: a switch that is newer than the folder has a default that keeps the old behaviour."""
+    if found is None:
         return {}
-    except (OSError, ValueError, AttributeError, yaml.YAMLError):
-        notes.append("config.yaml cannot be read")
-        return {}
-    # A switch that is newer than the folder has a default that keeps the old behaviour.
-    defaults = flatten(Settings())
     unknown = found.keys() - defaults.keys()
     if unknown:
-        notes.append(f"settings unknown to this version: {', '.join(sorted(unknown))}")
-    return {**defaults, **found}
+        notes.append(f"settings unknown to this version: {', '.join(sorted(unknown))[:200]}")
+    damaged = {note.split(": ")[1] for note in notes if note.startswith("config.yaml: ")}
+    lacking = defaults.keys() - found.keys() - damaged
+    if lacking:
+        names = ", ".join(sorted(lacking)[:3]) + (" ..." if len(lacking) > 3 else "")
+        notes.append(f"settings of an older version: {len(lacking)} taken from the defaults ({names})")
+    return {**defaults, **dict.fromkeys(damaged, math.nan), **found}
 
 
-def _points(folder: Path, notes: list[str]) -> list[metrics.Point]:
-    try:
-        points = metrics.merge(folder)
-        if any(not {"epoch", "step"} <= point.keys() for point in points):
-            raise ValueError("a point without its place")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        notes.append("its metrics cannot be read")
-        return []
-    if not points:
-        notes.append("no points logged")
-    return points
-
-
-def _progress(folder: Path, points: list[metrics.Point], notes: list[str]) -> dict[str, Any]:
+def _progress(folder: Path, contents: Contents, notes: list[str]) -> dict[str, Any]:
     """State, outcome, finals and cost. An ended run's numbers come from its result, others' from their last state."""
-    state, result = read_json(folder / "state.json") or {}, read_json(folder / "result.json")
-    if result is None and (folder / "result.json").exists():
-        notes.append("result.json cannot be read")
-    last = points[-1] if points else {}
-    untrained = next((point["knn_top1"] for point in points if "knn_top1" in point and point["step"] == 0), None)
+    state = read_object(folder / "state.json", notes)
+    result = read_object(folder / "result.json", notes)
+    if state is None:
+        notes += [] if (folder / "state.json").exists() else ["no state.json"]
+        state = {}
+    else:
+        note_missing(state, ("state", "attempt", "seconds"), "state.json", notes)
+        if state.get("state") == "done" and not (folder / "result.json").exists():
+            notes.append("it is done, but has no result.json")
+    columns = contents.columns
+    last = dict(zip(columns, contents.values[-1].tolist(), strict=True)) if len(contents.values) else {}
     row: dict[str, Any] = {
-        "state": _state(folder, state, bool(points)),
-        "epoch": _number(last.get("epoch", state.get("epoch"))),
-        "step": _number(last.get("step", state.get("step"))),
-        "untrained_knn_top1": _number(untrained),
-        "seconds": _number(state.get("seconds")),
-        "attempts": _number(state.get("attempt")),
+        "state": _state(folder, state, notes, has_points=bool(last)),
+        "epoch": last.get("epoch", number(state.get("epoch"), "state.json: epoch", notes)),
+        "step": last.get("step", number(state.get("step"), "state.json: step", notes)),
+        "untrained_knn_top1": _untrained(contents),
+        "seconds": number(state.get("seconds"), "state.json: seconds", notes),
+        "attempts": number(state.get("attempt"), "state.json: attempt", notes),
     }
     if result is not None:
         final = result.get("final")
-        final = final if isinstance(final, dict) else {}
-        row |= {f"final_{name}": _number(final.get(name)) for name in FINALS}
-        row |= {
-            name: _number(result.get(name))
-            for name in ("seconds", "device_seconds", "threads", "peak_memory_bytes", "attempts")
-        }
-        row |= {"outcome": result.get("outcome"), "stopped_early": bool(result.get("stopped_early", False))}
+        if not isinstance(final, dict) or not final:
+            notes.append("result.json: it has no final numbers")
+            final = {}
+        note_missing(result, ("outcome", *_COSTS), "result.json", notes)
+        row |= {f"final_{name}": number(final.get(name), f"result.json: final {name}", notes) for name in FINALS}
+        row |= {name: number(result.get(name), f"result.json: {name}", notes) for name in _COSTS}
+        outcome = text(result.get("outcome"), "result.json: outcome", notes)
+        if isinstance(outcome, str) and outcome not in OUTCOMES:
+            notes.append(f"result.json: outcome {outcome[:40]!r} is unknown to this version")
+        row |= {"outcome": outcome, "stopped_early": result.get("stopped_early") is True}
+        end = number(final.get("step"), "result.json: final step", notes)
+        if last and end != last["step"] and not math.isnan(end):
+            notes.append(f"its curves end at step {last['step']:.0f}, its result is of step {end:.0f}")
     return row
 
 
-def _state(folder: Path, state: Mapping[str, Any], has_points: bool) -> str:
+def _untrained(contents: Contents) -> float:
+    """The first kNN accuracy of step 0; NaN if none was logged."""
+    if not {"knn_top1", "step"} <= set(contents.columns):
+        return math.nan
+    step, knn = (contents.values[:, contents.columns.index(name)] for name in ("step", "knn_top1"))
+    found = knn[(step == 0) & np.isfinite(knn)]
+    return float(found[0]) if len(found) else math.nan
+
+
+def _state(folder: Path, state: Mapping[str, Any], notes: list[str], *, has_points: bool) -> str:
     """As the store sees it; a folder without leases (a copy of one) is as its state.json says."""
-    seen = RunFolder(folder.parent, folder.name).status().state
-    if seen != "pending":
-        return seen
-    return str(state.get("state") or ("unknown" if has_points else "pending"))
+    said = text(state.get("state"), "state.json: state", notes)
+    try:
+        odd = [name for name in ("state.json", "result.json") if (folder / name).exists() and _is_odd(folder / name)]
+        seen = "unknown" if odd else RunFolder(folder.parent, folder.name).status().state
+    except (OSError, ValueError, TypeError, OverflowError):
+        notes.append("its state cannot be read")
+        return "unknown"
+    return seen if seen != "pending" else said or ("unknown" if has_points else "pending")
 
 
-def _provenance(folder: Path, notes: list[str]) -> dict[str, Any]:
-    content = read_json(folder / "provenance.json")
-    if content is None:
-        there = (folder / "provenance.json").exists()
-        notes.append("provenance.json cannot be read" if there else "no provenance.json")
-        return {}
-    references = content.get("references") or {}
-    row: dict[str, Any] = {
-        "reference_raw_pixels": _number(references.get("raw_pixels")),
-        "reference_chance": _number(references.get("chance")),
-    }
-    attempts = [attempt for attempt in content.get("attempts") or [] if isinstance(attempt, dict)]
-    if not attempts:
-        return row
-    if len({attempt.get("code") for attempt in attempts}) > 1:
-        notes.append("its attempts ran different code")
-    last = attempts[-1]
-    device = last.get("device")
-    kind = "cuda" if str(device).startswith(("NVIDIA", "cuda")) else "cpu"
-    row |= {name: last.get(name) for name in _PROVENANCE}
-    row |= {"device_type": last.get("device_type") or kind, "started": attempts[0].get("started")}
-    row["versions"] = ", ".join(f"{name} {version}" for name, version in (last.get("versions") or {}).items()) or None
-    if "threads" in last:
-        row["threads"] = _number(last["threads"])
-    return row
-
-
-def _number(value: Any) -> float:
-    """A number as it is; null and anything else is NaN."""
-    return float(value) if isinstance(value, int | float) else math.nan
+def _is_odd(path: Path) -> bool:
+    """Neither a file nor a folder: opening a pipe would wait for ever."""
+    mode = path.stat().st_mode
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 # --- the frames --------------------------------------------------------------------------------------------------
 
 
-def _points_frame(frames: list[pd.DataFrame]) -> pd.DataFrame:
-    first = ["run", "config", "seed", *POINT_COLUMNS]
-    # A column that is empty in one run must not decide the type of all.
-    frames = [frame.dropna(axis="columns", how="all") for frame in frames]
-    points: pd.DataFrame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=first)
-    others = [name for name in points.columns if name not in (*first, "diverged")]
-    points = points.reindex(columns=[*first, *others, "diverged"])
-    points["diverged"] = points["diverged"].eq(True)
-    typed: pd.DataFrame = points.astype(dict.fromkeys(POINT_COLUMNS, float))
-    return typed
+def _points_frame(curves: list[tuple[Contents, dict[str, Any]]]) -> pd.DataFrame:
+    """One block of doubles for all runs, filled run by run: a frame for each, put together later, costs more."""
+    curves = [(contents, row) for contents, row in curves if len(contents.values)]
+    logged = dict.fromkeys(name for contents, _ in curves for name in contents.columns)
+    names = [*POINT_COLUMNS, *(name for name in logged if name not in (*POINT_COLUMNS, "diverged")), "diverged"]
+    places = {name: place for place, name in enumerate(names)}
+    lengths = [len(contents.values) for contents, _ in curves]
+    block = np.full((len(names), sum(lengths)), math.nan)
+    start = 0
+    for (contents, _), length in zip(curves, lengths, strict=True):
+        block[[places[name] for name in contents.columns], start : start + length] = contents.values.T
+        start += length
+    points: pd.DataFrame = pd.DataFrame(block.T, columns=names)
+    points["diverged"] = points["diverged"].eq(1)
+    for place, name in enumerate(("run", "config", "seed")):
+        values = pd.Series([row[name] for _, row in curves], dtype=float if name == "seed" else str)
+        whole = values.astype(int) if name == "seed" and values.notna().all() else values
+        points.insert(place, name, whole.repeat(lengths).reset_index(drop=True))
+    return points
 
 
 def _runs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from analysis.figures import make_groups, reference_values
 from analysis.formats import format_estimate
-from analysis.tables import describe_state
+from analysis.results import describe_state
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import typer
 
-from experiments.commands import data, results, studies, weights
+from experiments.commands import claims, cluster, data, diagnosis, garbage, results, studies, weights
 from experiments.options import FAILURE, STOPPED, USAGE
 from simsiam.config import SettingsError
 
@@ -24,17 +24,28 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 data_app = typer.Typer(help="Get and check the images.", no_args_is_help=True, rich_markup_mode=None)
+cluster_app = typer.Typer(help="See what a SLURM cluster does.", no_args_is_help=True, rich_markup_mode=None)
 app.command("list")(studies.list_studies)
 app.command()(studies.plan)
 app.command()(studies.run)
 app.command()(studies.grid)
 app.command()(studies.status)
+app.command()(cluster.launch)
+app.command()(cluster.cancel)
+app.command()(cluster.logs)
 app.command()(results.report)
+app.command()(claims.verify)
+app.command()(diagnosis.diagnose)
+app.command()(diagnosis.compare)
 app.command("show-config")(studies.show_config)
 app.command()(weights.evaluate)
 app.command("import")(weights.import_)
 app.command()(weights.export)
+app.command()(garbage.gc)
 app.add_typer(data_app, name="data")
+app.add_typer(cluster_app, name="cluster")
+cluster_app.command("check")(cluster.check)
+cluster_app.command("selftest")(cluster.selftest)
 data_app.command("prepare")(data.data_prepare)
 data_app.command("check")(data.data_check)
 
@@ -64,6 +75,7 @@ def _clear_errors() -> Iterator[None]:
     except RuntimeError as error:
         if type(error).__name__ not in (
             "DataError",
+            "SlurmError",
             "StoreError",
             "NonFiniteError",
             "CheckpointError",

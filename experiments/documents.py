@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
-from simsiam.config import SettingsError
+from simsiam.config import SettingsError, nearest
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
@@ -51,6 +54,44 @@ class Document:
         while keys and keys not in self.lines:
             keys = keys[:-1]
         return f"{self.path}:{self.lines[keys]}" if keys in self.lines else str(self.path)
+
+
+# pydantic's words for these are Python's, not YAML's.
+WANTED = dict.fromkeys(("model_type", "dict_type"), "a mapping is wanted") | {"tuple_type": "a list is wanted"}
+
+
+def parse_model(
+    kind: type[Model],
+    document: Document,
+    known_keys: Callable[[tuple[str, ...]], list[str]],
+    keys: tuple[str, ...] = (),
+) -> Model:
+    """A document, or the part of it at ``keys``, as a model.
+
+    Raises SettingsError: pydantic's findings as lines with the key, the value, what is allowed, file:line.
+    ``known_keys`` says which keys there are at a place, for the nearest one to a misspelt one.
+    """
+    content: Any = document.content
+    for key in keys:
+        content = content[int(key)] if isinstance(content, tuple) else content[key]
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        problems: dict[tuple[str, ...], str] = {}
+        for item in error.errors():
+            found = (*keys, *(str(part) for part in item["loc"]))
+            while found and found not in document.lines and len(found) > len(keys) + 1:  # a branch of a union
+                found = found[:-1]
+            if item["type"] == "extra_forbidden":
+                known = known_keys(found[:-1])
+                problem = f"no such key{nearest(found[-1], known)} (known here: {', '.join(known)})"
+            elif item["type"] == "missing":
+                problem = "is missing"
+            else:
+                text = WANTED.get(item["type"], item["msg"].removeprefix("Value error, "))
+                problem = f"{item['input']!r} is not allowed: {text[0].lower()}{text[1:]}"
+            problems.setdefault(found, f"{'.'.join(found)}: {problem}  [{document.at(*found)}]")
+        raise SettingsError("\n".join(problems.values())) from None
 
 
 def parse_value(text: str, origin: str) -> Any:
@@ -113,9 +154,9 @@ def _walk(node: yaml.Node, keys: tuple[str, ...], path: Path, depth: int = 0) ->
     if depth > 20:
         raise SettingsError(f"{path}:{node.start_mark.line + 1}: nested too deeply (an alias that contains itself?)")
     if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield keys, item.start_mark.line + 1  # so that items count, too
-            yield from _walk(item, keys, path, depth + 1)
+        for index, item in enumerate(node.value):
+            yield (*keys, str(index)), item.start_mark.line + 1
+            yield from _walk(item, (*keys, str(index)), path, depth + 1)
     if not isinstance(node, yaml.MappingNode):
         return
     seen: dict[str, int] = {}

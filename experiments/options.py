@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -42,7 +43,7 @@ Jobs = Annotated[
 ]
 RanksEach = Annotated[
     int,
-    typer.Option("--ranks", min=1, metavar="N", help="Processes that train each cell together, a core or GPU each."),
+    typer.Option("--ranks", min=1, metavar="N", help="Processes that train each cell together, a core or a GPU each."),
 ]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Take up cells that failed before, too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -74,6 +75,50 @@ def plan_for(
 
     chosen = None if seeds is None else seeds_from_text(seeds)
     return merge([make_plan(study, scale, chosen, overrides or [], runs, data) for study in studies])
+
+
+def prepared_plan(
+    studies: list[Study],
+    scale: Scale,
+    seeds: str | None,
+    overrides: list[str] | None,
+    runs: Path,
+    data: Path,
+    progress: Callable[[str], None],
+) -> Plan:
+    """The plan, after getting the images that it needs. Raises SettingsError for a batch larger than a data set."""
+    from simsiam.data import load, prepare
+
+    made = plan_for(studies, scale, seeds, overrides, runs, data)
+    if made.unprepared:
+        for unprepared in made.unprepared:
+            prepare(unprepared, data, progress=progress)
+        made = plan_for(studies, scale, seeds, overrides, runs, data)  # now that the data's fingerprints are known
+    for settings in {planned.cell.settings.data: planned.cell.settings for planned in made.cells}.values():
+        num_train = len(load(settings.data, data).train)
+        if settings.batch_size > num_train:
+            raise SettingsError(
+                f"batch_size: {settings.batch_size} must be at most the {num_train} training images of"
+                f" {settings.data.name}"
+            )
+    return made
+
+
+def require_runs(plans: list[Plan], purpose: str) -> None:
+    """Refuse to judge what was never begun: a wrong folder must not look like a study without results.
+
+    Raises StoreError if no run of any plan has been started.
+    """
+    from experiments.store import StoreError
+
+    if any(status.state != "pending" for made in plans for status in made.statuses().values()):
+        return
+    first = plans[0]
+    which = first.studies[0].name if len(plans) == 1 else "any study"
+    lacking = next((f" (its images are not in {made.data})" for made in plans if made.unprepared), "")
+    raise StoreError(
+        f"{first.runs}: holds no run of {which} at scale {first.scale.name} to {purpose}{lacking}  [--runs]"
+    )
 
 
 def same_options(scale: Scale, seeds: str | None, overrides: list[str] | None, runs: Path, data: Path) -> list[str]:

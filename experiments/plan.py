@@ -50,10 +50,10 @@ class Plan:
         by_run = {planned.run_id: planned for planned in self.cells}
         return sorted(by_run.values(), key=lambda planned: planned.cell.seed)
 
-    def statuses(self) -> dict[str, Status]:
-        """The state of each run."""
+    def statuses(self, heartbeats: Heartbeats | None = None) -> dict[str, Status]:
+        """The state of each run; who looks more than once remembers the heartbeats."""
         there = run_names(self.runs)
-        heartbeats = Heartbeats()
+        heartbeats = heartbeats or Heartbeats()
         pending = Status("pending", {})
         return {
             run_id: RunFolder(self.runs, run_id).status(heartbeats) if run_id in there else pending

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from simsiam.config import Settings
+from simsiam.config import Settings, outside_id
 from simsiam.files import sync_folder, write_atomically
 
 DEAD_AFTER = 300.0  # seconds without a heartbeat, on the observer's own monotonic clock
@@ -66,7 +66,7 @@ def run_names(runs: Path) -> set[str]:
 
 def _plain(values: Json) -> Json:
     """What is of the kind that was written: numbers of a sensible size, and texts; a damaged value is left out."""
-    texts = ("state", "host")
+    texts = ("state", "host", "beat_at")
     return {
         key: value
         for key, value in values.items()
@@ -105,6 +105,45 @@ def _start_time(pid: int) -> str | None:
         return None
 
 
+def slurm_job() -> Json:
+    """The SLURM job (or array task) that this process is part of; empty outside of one.
+
+    A job that SLURM starts again keeps its id, so the count of restarts is part of its identity.
+    """
+    environment = os.environ
+    job = environment.get("SLURM_JOB_ID")
+    if "SLURM_ARRAY_JOB_ID" in environment:  # absent in a job that is no array
+        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    if job is None:
+        return {}
+    cluster = environment.get("SLURM_CLUSTER_NAME", "")
+    return {"job": job, "restart": int(environment.get("SLURM_RESTART_COUNT", 0)), "cluster": cluster}
+
+
+def _is_earlier_life(owner: Json) -> bool:
+    """Whether the owner is this very SLURM job before it was started again: it is dead, or cut off from SLURM."""
+    mine = slurm_job()
+    same = bool(mine) and all(owner.get(key) == mine[key] for key in ("job", "cluster"))
+    return same and isinstance(owner.get("restart"), int) and owner["restart"] < mine["restart"]
+
+
+def process_identity() -> Json:
+    """This process, so that others on the same machine can tell whether it still lives: see is_process_alive."""
+    return {
+        "machine": _machine(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "start_time": _start_time(os.getpid()),
+    }
+
+
+def is_process_alive(identity: Json) -> bool | None:
+    """Whether a process lives; None if it was on another machine, or there before this one was last booted."""
+    if identity.get("machine") != _machine() or not isinstance(identity.get("pid"), int):
+        return None
+    return _start_time(identity["pid"]) == identity.get("start_time")
+
+
 # --- a run's folder ----------------------------------------------------------------------------------------------
 
 
@@ -116,6 +155,7 @@ class Status:
     detail: Json  # state.json: step, epoch, loss ... as of the last heartbeat
     result: Json | None = None
     lease: int = 0  # the highest when the state was read
+    certain: bool = True  # False: "running" is only a guess until the heartbeat has been seen to change
 
 
 class RunFolder:
@@ -151,17 +191,19 @@ class RunFolder:
             return Status("pending", detail)
         if detail.get("attempt") == lease and detail.get("state") in ("failed", "stopped", "interrupted"):
             return Status(detail["state"], detail, None, lease)
-        alive = self._is_alive(lease, detail, heartbeats)
-        return Status("running" if alive else "interrupted", detail, None, lease)
+        owner = self.owner(lease)
+        alive = False if _is_earlier_life(owner) else is_process_alive(owner)
+        certain = alive is not None
+        if alive is None:
+            # On another machine, or a lease caught between its creation and its writing: only the heartbeat tells.
+            counter = (lease, detail.get("heartbeat") if detail.get("attempt") == lease else None)
+            alive = heartbeats is None or heartbeats.is_beating(self.run_id, counter)
+            certain = heartbeats is not None and heartbeats.has_beaten(self.run_id)
+        return Status("running" if alive else "interrupted", detail, None, lease, certain or not alive)
 
-    def _is_alive(self, lease: int, detail: Json, heartbeats: Heartbeats | None) -> bool:
-        owner = read_json(self.path / f"lease.{lease}") or {}
-        if owner.get("machine") == _machine() and isinstance(owner.get("pid"), int) and "start_time" in owner:
-            alive: bool = _start_time(owner["pid"]) == owner["start_time"]
-            return alive
-        # On another machine, or a lease caught between its creation and its writing: only the heartbeat tells.
-        counter = (lease, detail.get("heartbeat") if detail.get("attempt") == lease else None)
-        return heartbeats is None or heartbeats.is_beating(self.run_id, counter)
+    def owner(self, lease: int) -> Json:
+        """Who holds a lease: host, process and SLURM job."""
+        return read_json(self.path / f"lease.{lease}") or {}
 
     def claim(self, settings: Settings, heartbeats: Heartbeats, *, retry_failed: bool) -> Attempt | None:
         """Become the owner of the run; None if it is done, failed (and not to be retried) or somebody else's.
@@ -191,7 +233,7 @@ class RunFolder:
             if (
                 not isinstance(found, dict)
                 or not isinstance(found.get("data"), dict)
-                or _without_place(_with_defaults(found)) != _without_place(wanted)
+                or _naming(_with_defaults(found)) != _naming(wanted)
             ):
                 raise StoreError(f"{path}: holds other settings than this run's; move the folder away")
         else:
@@ -200,13 +242,7 @@ class RunFolder:
 
     def _take(self, number: int, before: Json) -> Attempt | None:
         token = secrets.token_hex(16)
-        owner = {
-            "token": token,
-            "machine": _machine(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "start_time": _start_time(os.getpid()),
-        }
+        owner = {"token": token, **process_identity(), **slurm_job()}
         path, aside = self.path / f"lease.{number}", self.path / f".lease.{token}"
         try:
             with open(aside, "x", encoding="utf-8") as file:
@@ -237,10 +273,14 @@ def _with_defaults(found: Json) -> Json:
     }
 
 
-def _without_place(config: Json) -> Json:
-    """Settings without the path of an image folder, which may move: the data's fingerprint is in the run's id."""
-    data = {key: value for key, value in config["data"].items() if key != "path"}
-    return {**config, "data": data}
+def _naming(config: Json) -> Json:
+    """Settings without those that name no run, such as the path of an image folder, whose fingerprint is in the id."""
+    return {
+        key: {leaf: item for leaf, item in value.items() if f"{key}.{leaf}" not in outside_id()}
+        if isinstance(value, dict)
+        else value
+        for key, value in config.items()
+    }
 
 
 class Heartbeats:
@@ -252,12 +292,19 @@ class Heartbeats:
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[object, float]] = {}
+        self._beaten: set[str] = set()
 
     def is_beating(self, run_id: str, counter: object) -> bool:
         now = time.monotonic()
-        if self._seen.get(run_id, (None,))[0] != counter:
+        if run_id not in self._seen or self._seen[run_id][0] != counter:
+            if run_id in self._seen:
+                self._beaten.add(run_id)
             self._seen[run_id] = (counter, now)
         return now - self._seen[run_id][1] < DEAD_AFTER
+
+    def has_beaten(self, run_id: str) -> bool:
+        """Whether the counter was seen to change, so that its owner is known to be alive and not just taken to be."""
+        return run_id in self._beaten
 
 
 class Attempt:
@@ -297,6 +344,7 @@ class Attempt:
             "pid": os.getpid(),
             "seconds": self.seconds(),
             "device_seconds": self.device_seconds(),
+            "beat_at": time.strftime("%Y-%m-%d %H:%M:%S"),  # for people; no program compares it
             **self.progress,
         }
         write_json(self.folder.path / "state.json", value, str(self.number))

@@ -12,24 +12,23 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from experiments.documents import Document, parse_value, read
+from experiments.claims import SCALES, Claim, parse_claims
+from experiments.documents import Document, parse_model, parse_value, read
 from experiments.layers import Layer, Value, check_paths, layer_from_command_line, layer_from_document, resolve
 from simsiam.config import Settings, SettingsError, config_id, flatten, nearest
 from simsiam.files import write_atomically
 
 HERE = Path(__file__).parent
 MAX_POINTS = 100_000  # of a grid
-Model = TypeVar("Model", bound=BaseModel)
-SCALES = ("smoke", "cpu", "cifar", "imagenet")
 
 
 class _Part(BaseModel):
@@ -56,6 +55,7 @@ class _Variant(_Part):
     scales: dict[str, _ScaleBlock] = {}
     only: tuple[str, ...] = ()
     derived: dict[str, str] = {}
+    against: str | None = None
     paper: PaperResult = PaperResult()
 
 
@@ -73,6 +73,8 @@ class _StudyFile(_Part):
     scales: dict[str, _ScaleBlock] = {}
     variants: dict[str, _Variant] = {}
     grid: dict[str, tuple[Any, ...]] = {}
+    baseline: str | None = None
+    claims: dict[str, Any] = {}
 
 
 class Speed(_Part):
@@ -123,6 +125,7 @@ class Variant:
     paper: PaperResult = field(default_factory=PaperResult)
     derived: tuple[Derived, ...] = ()
     only: tuple[str, ...] = ()  # the scales at which it is run; none named: all
+    against: str | None = None  # the variant that its difference is taken to; None: it is itself a baseline
 
     def layer(self, scale: str) -> Layer:
         """Its settings at a scale."""
@@ -142,6 +145,7 @@ class Study:
     seeds: int | dict[str, int]
     layers: Mapping[str, Layer]  # by scale
     variants: tuple[Variant, ...]
+    claims: tuple[Claim, ...] = ()
 
     def num_seeds(self, scale: str) -> int:
         """How many seeds the study asks for at a scale."""
@@ -176,7 +180,7 @@ def load_scale(name: str) -> Scale:
             f"scale: {name!r} is not one of {', '.join(SCALES)}{nearest(name, list(SCALES))}  [--scale]"
         )
     document = read(HERE / "scales" / f"{name}.yaml")
-    parsed = _parse(_ScaleFile, document)
+    parsed = parse_model(_ScaleFile, document, partial(_known_keys, _ScaleFile))
     layer = layer_from_document(document, "scale", None)
     return Scale(name, parsed.description, parsed.note, parsed.speed, parsed.num_train, layer)
 
@@ -197,7 +201,7 @@ def load_study(name: str) -> Study:
                 f"{nearest(name, study_names())}"
             )
     document = read(path)
-    parsed = _parse(_StudyFile, document)
+    parsed = parse_model(_StudyFile, document, partial(_known_keys, _StudyFile))
     for key, variant in parsed.variants.items():
         for scale in variant.only:
             if scale not in SCALES:
@@ -226,10 +230,11 @@ def load_study(name: str) -> Study:
             _derived(path, text, f"variant, {document.at('variants', key, 'derived', path)}")
             for path, text in variant.derived.items()
         )
-        variants.append(Variant(key, layers, {}, variant.paper, derived, variant.only))
+        variants.append(Variant(key, layers, {}, variant.paper, derived, variant.only, variant.against))
     if parsed.grid:
         axes = {axis: (values, f"grid, {document.at('grid', axis)}") for axis, values in parsed.grid.items()}
         variants = list(_cross(variants, axes))
+    variants = _with_baselines(variants, parsed.baseline, document)
     return Study(
         name=path.stem,
         title=parsed.title,
@@ -240,7 +245,24 @@ def load_study(name: str) -> Study:
         seeds=parsed.seeds,
         layers={scale: layer_from_document(document, "study", scale) for scale in SCALES},
         variants=tuple(variants),
+        claims=parse_claims(document, {variant.name: variant.only or SCALES for variant in variants}),
     )
+
+
+def _with_baselines(variants: Sequence[Variant], baseline: str | None, document: Document) -> list[Variant]:
+    """Each variant with the one that its difference is taken to: its own, the study's, or the first variant."""
+    names = [variant.name for variant in variants]
+    found = []
+    for variant in variants:
+        against = variant.against or baseline or names[0]
+        if against not in names:
+            keys = ("variants", variant.name, "against") if variant.against else ("baseline",)
+            raise SettingsError(
+                f"{'.'.join(keys)}: the study has no variant {against!r}{nearest(against, names)}"
+                f"  [{document.at(*keys)}]"
+            )
+        found.append(replace(variant, against=None if against == variant.name else against))
+    return found
 
 
 def _derived(path: str, text: str, origin: str) -> Derived:
@@ -366,29 +388,9 @@ def make_cells(study: Study, scale: Scale, seeds: Iterable[int], overrides: Iter
     return cells
 
 
-def _parse(kind: type[Model], document: Document) -> Model:
-    """A document as a model; pydantic's findings become lines with the key, the value, what is allowed, file:line."""
-    try:
-        return kind.model_validate(document.content)
-    except ValidationError as error:
-        problems: dict[tuple[str, ...], str] = {}
-        for item in error.errors():
-            keys = tuple(str(part) for part in item["loc"])
-            while keys and keys not in document.lines and len(keys) > 1:  # a branch of a union, an index
-                keys = keys[:-1]
-            if item["type"] == "extra_forbidden":
-                known = _known_keys(kind, keys[:-1])
-                problem = f"no such key{nearest(keys[-1], known)} (known here: {', '.join(known)})"
-            elif item["type"] == "missing":
-                problem = "is missing"
-            else:
-                problem = f"{item['input']!r} is not allowed: {item['msg'][0].lower()}{item['msg'][1:]}"
-            problems.setdefault(keys, f"{'.'.join(keys)}: {problem}  [{document.at(*keys)}]")
-        raise SettingsError("\n".join(problems.values())) from None
-
-
 @cache
 def _known_keys(kind: type[BaseModel], keys: tuple[str, ...]) -> list[str]:
+    """The keys at a place in a file, for the message about a misspelt one."""
     if "scales" in keys:
         return list(_ScaleBlock.model_fields)
     if keys and keys[0] == "variants":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import importlib
+import json
 import os
 import platform
 import resource
-import subprocess
 import sys
 import threading
 import time
@@ -21,8 +23,9 @@ from typing import Any
 
 import torch
 
-from experiments.store import Attempt, Heartbeats, LeaseLostError, RunFolder, read_json, write_json
-from simsiam import metrics
+from experiments.provenance import code, processor
+from experiments.store import Attempt, Heartbeats, LeaseLostError, RunFolder, read_json, slurm_job, write_json
+from simsiam import checkpoint, metrics
 from simsiam.config import Settings
 from simsiam.data import Dataset, Split
 from simsiam.distributed import LOST
@@ -33,7 +36,7 @@ from simsiam.rendezvous import ALONE, Team
 from simsiam.train import Hooks, train
 
 HEARTBEAT_SECONDS = 5.0
-ROOT = Path(__file__).resolve().parent.parent
+MAX_WITHOUT_PROGRESS = 3  # attempts of a run
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Surroundings:
     should_stop: Callable[[], bool]
     on_progress: Callable[[dict[str, Any]], None]
     retry_failed: bool = False
+    attempts_before: int | None = None  # attempts after it may give up for lack of progress; None: none does
+    checkpoint_seconds: float = 60.0  # between two checkpoints within an epoch
     command: str = ""
 
 
@@ -58,8 +63,9 @@ def run_cell(
 ) -> tuple[str, str]:
     """Train a run to its end, unless it is somebody else's. Returns its state and, for a failed one, why.
 
-    The state is "done", "stopped", "failed", or "elsewhere" (done already, or owned by another process). With a
-    ``team`` of several ranks this is rank 0's part, and the state may be "interrupted": another rank is gone.
+    The state is "done", "stopped", "failed", "given up" (failed, for lack of progress), or "elsewhere" (done already,
+    or owned by another process). With a ``team`` of several ranks this is rank 0's part, and the state may be
+    "interrupted": another rank is gone.
     """
     attempt = RunFolder(where.runs, run_id).claim(settings, Heartbeats(), retry_failed=where.retry_failed)
     if attempt is None:
@@ -68,6 +74,10 @@ def run_cell(
     attempt.num_ranks = team.ranks.world_size
     heart = _Heart(attempt)
     try:
+        if reason := _lack_of_progress(attempt, where.attempts_before):
+            team.ranks.broadcast(None)  # there is nothing to train
+            attempt.fail(f"{reason}\n")
+            return "given up", reason
         heart.start()
         state = _train(attempt, heart, settings, dataset, where, team)
     except LeaseLostError:
@@ -100,15 +110,14 @@ def _train(
     num_steps = settings.epochs * (len(dataset.train) // settings.batch_size)
     attempt.progress = {"num_steps": num_steps, "epochs": settings.epochs}
 
-    def on_point(point: Point) -> None:
-        attempt.progress = {**attempt.progress, **point}
-        where.on_progress(attempt.progress)
-
-    def on_step(step: int) -> None:
-        attempt.progress["step"] = step
-
+    watch = _Watch(attempt, heart, where)
     hooks = Hooks(
-        should_stop=where.should_stop, before_publishing=attempt.check_ownership, on_point=on_point, on_step=on_step
+        should_stop=watch.should_stop,
+        before_publishing=watch.before_publishing,
+        on_point=watch.on_point,
+        on_step=watch.on_step,
+        on_saved=watch.on_saved,
+        checkpoint_seconds=where.checkpoint_seconds,
     )
     if where.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where.device)
@@ -122,7 +131,7 @@ def _train(
     points = metrics.merge(folder)
     final: Point = {}
     for point in points:
-        final |= point
+        final |= _numbers(point)
     result = {
         "outcome": outcome,
         "stopped_early": final["step"] < num_steps,
@@ -136,14 +145,113 @@ def _train(
     return "done"
 
 
+def _lack_of_progress(attempt: Attempt, attempts_before: int | None) -> str:
+    """Why the run is to be given up: its last attempts all died where this one would start. Empty if it is not."""
+    if attempts_before is None:
+        return ""
+    earlier = range(attempts_before + 1, attempt.number)[-MAX_WITHOUT_PROGRESS:]
+    here = checkpoint.step(attempt.folder.path) or 0
+    # An attempt that has no curves died before its first step.
+    if len(earlier) < MAX_WITHOUT_PROGRESS or any(_resumed_at(attempt, number, here) != here for number in earlier):
+        return ""
+    return (
+        f"given up: {MAX_WITHOUT_PROGRESS} attempts ended after step {here} without a checkpoint beyond it. If the node"
+        f" was taken away each time, checkpoints must come more often than that"
+    )
+
+
+def _resumed_at(attempt: Attempt, number: int, default: int) -> int:
+    try:
+        with open(attempt.folder.path / f"metrics.{number}.jsonl", encoding="utf-8") as file:
+            return int(json.loads(file.readline())["resumed_at_step"] or 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return default
+
+
+class _Watch:
+    """What a run's surroundings learn from it while it trains, and when they stop it."""
+
+    def __init__(self, attempt: Attempt, heart: _Heart, where: Surroundings) -> None:
+        self._attempt, self._heart, self._where = attempt, heart, where
+        self._observe = _observer()
+        self._last_look: float | None = None
+        self._saving_since = 0.0
+
+    def should_stop(self) -> bool:
+        """Asked between two steps; how long a request to stop can go unnoticed is part of the progress."""
+        now = time.monotonic()
+        if self._last_look is not None:
+            self._grow("unheard_seconds", now - self._last_look)
+        self._last_look = now
+        return self._heart.lost or self._where.should_stop()
+
+    def before_publishing(self) -> None:
+        self._attempt.check_ownership()
+        self._saving_since = time.monotonic()
+
+    def on_saved(self, step: int) -> None:
+        self._grow("checkpoint_seconds", time.monotonic() - self._saving_since)
+        self._last_look = None if self._last_look is None else time.monotonic()
+        self._observe(self._attempt.folder.run_id, self._attempt.number, step, "checkpoint")
+
+    def on_point(self, point: Point) -> None:
+        self._attempt.progress = {**self._attempt.progress, **_numbers(point)}
+        self._where.on_progress(self._attempt.progress)
+
+    def on_step(self, step: int) -> None:
+        self._heart.last_step = time.monotonic()
+        self._attempt.progress["step"] = step
+        self._observe(self._attempt.folder.run_id, self._attempt.number, step, "step")
+
+    def _grow(self, name: str, seconds: float) -> None:
+        self._attempt.progress[name] = max(round(seconds, 3), self._attempt.progress.get(name, 0.0))
+
+
+Observer = Callable[[str, int, int, str], object]
+
+
+@cache
+def _observer() -> Observer:
+    """The user's own, ABLATION_OBSERVER=module:function, called with (run, attempt, step, "step" or "checkpoint")."""
+    name = os.environ.get("ABLATION_OBSERVER")
+    if not name:
+        return lambda run, attempt, step, event: None
+    module, _, function = name.partition(":")
+    observer: Observer = getattr(importlib.import_module(module), function)
+    return observer
+
+
+def _numbers(point: Point) -> Point:
+    """A point without its spectrum, which is for the curves alone."""
+    return {name: value for name, value in point.items() if not isinstance(value, list)}
+
+
 def _record_failure(attempt: Attempt, error: Exception) -> str:
     """Keep the traceback in the run's folder; returns the reason in a line."""
-    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    reason = _advice(error) or f"{type(error).__name__}: {error}".splitlines()[0]
     try:
         attempt.fail("".join(traceback.format_exception(error)))
     except Exception as second:  # a full disk, most likely the failure itself
         return f"{reason} (and failure.txt could not be written: {second})"
     return f"{reason} (see {attempt.folder.path / 'failure.txt'})"
+
+
+def _advice(error: Exception) -> str:
+    """What to change, for an error that says that memory or disk ran out; empty for any other."""
+    text = str(error).splitlines()[0] if str(error) else ""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no room to write ({text}): `gc` frees what ended runs do not need"
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return (
+            f"out of memory on the GPU ({text}): a smaller batch_size, fewer cells at a time (-j, or cells_per_gpu in a"
+            " cluster's profile), or a larger GPU"
+        )
+    if isinstance(error, MemoryError) or "can't allocate memory" in text or "not enough memory" in text:
+        return (
+            f"out of memory ({text}): fewer cells at a time (-j, or cells_per_gpu in a cluster's profile), more"
+            " `memory` in the profile, or data.storage=files"
+        )
+    return ""
 
 
 class _Heart(threading.Thread):
@@ -152,22 +260,27 @@ class _Heart(threading.Thread):
     def __init__(self, attempt: Attempt) -> None:
         super().__init__(daemon=True, name="heartbeat")
         self._attempt, self._stopped = attempt, threading.Event()
+        self.lost = False  # whether another attempt has taken the run over
+        self.last_step = time.monotonic()
 
     def run(self) -> None:
         while True:
             try:
+                self._attempt.progress["still_seconds"] = round(time.monotonic() - self.last_step, 1)
                 self._attempt.write_state("running")
             except LeaseLostError:
-                return  # the training finds out when it next publishes
+                self.lost = True
+                return
             except OSError as error:  # a full disk, a network that is away: the next beat may go through
                 print(f"{self._attempt.folder.path}: no heartbeat written ({error})", file=sys.stderr, flush=True)
             if self._stopped.wait(HEARTBEAT_SECONDS):
                 return
 
     def stop(self) -> None:
-        """End the thread; after this nobody else writes the state."""
+        """End the thread, if it was started; after this nobody else writes the state."""
         self._stopped.set()
-        self.join()
+        if self.is_alive():
+            self.join()
 
 
 # --- what goes beside the numbers --------------------------------------------------------------------------------
@@ -212,51 +325,20 @@ def _provenance(where: Surroundings, dataset: Dataset, threads: int, num_ranks: 
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": where.command,
-        **_code(),
+        **code(),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "torchvision", "numpy")},
         },
         "host": platform.node(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "device_type": device.type,
         "threads": threads,
         "ranks": num_ranks,
         "data_fingerprint": dataset.fingerprint,
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_job": slurm_job() or None,
+        "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
     }
-
-
-@cache
-def _code() -> dict[str, Any]:
-    """Which code made the numbers: a hash of the core's sources and, in a checkout, its commit."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "simsiam").glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(("git", "-C", str(ROOT), *arguments), capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    in_checkout = (ROOT / ".git").exists()  # an installed copy may lie inside somebody else's repository
-    changes = git("status", "--porcelain", "--untracked-files=no") if in_checkout else None
-    return {
-        "code": digest.hexdigest()[:16],
-        "git_commit": git("rev-parse", "HEAD") if in_checkout else None,
-        "git_dirty": None if changes is None else bool(changes),
-    }
-
-
-@cache
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -27,7 +27,6 @@ NUM_TRIES = 10  # RandomResizedCrop's, before it falls back to a central crop
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 TABLE = 2**21  # numbers in a table of resizing weights, at most: enough for images of 32x32
 BLOCK = 2**21  # numbers in the part of a batch that a CPU works on at a time: few calls, and still in the cache
-BAND = 56  # pixels of a large view that are blurred at a time: what they do not reach is left out
 
 
 @dataclass(frozen=True)
@@ -402,19 +401,4 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     both_sides = torch.cat((kernel.flip(1), kernel[:, 1:]), dim=1)  # (N, 2 S - 1)
     mirrored = torch.nn.functional.pad(kernel, (0, size - 1)).unfold(1, size, 1) * (pixel > 0)  # (N, S, S)
     weights = both_sides.unfold(1, size, 1).flip(1).add_(mirrored).add_(mirrored.flip(1, 2))
-    if size <= BAND or x.device.type != "cpu":  # to ask how far the kernel reaches would make a GPU wait
-        return _separable(x, weights, weights)
-    reach = int((kernel > 0).any(dim=0).sum())
-    along_rows = _banded(x.flatten(1, 2), weights, reach).view_as(x)
-    along_columns = _banded(along_rows.transpose(2, 3).flatten(1, 2), weights, reach).view_as(x)
-    return along_columns.transpose(2, 3)
-
-
-def _banded(x: Tensor, weights: Tensor, reach: int) -> Tensor:
-    """x (N, M, S) by the transpose of ``weights`` (N, S, S), which are zero further than ``reach`` off the diagonal."""
-    size = x.shape[2]
-    result = torch.empty_like(x)
-    for start in range(0, size, BAND):
-        out, near = slice(start, start + BAND), slice(max(0, start - reach), start + BAND + reach)
-        torch.bmm(x[:, :, near], weights[:, out, near].transpose(1, 2), out=result[:, :, out])
-    return result
+    return _separable(x, weights, weights)

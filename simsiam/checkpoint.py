@@ -40,6 +40,41 @@ def save(folder: Path, state: State, attempt: int) -> None:
     write_atomically(newest, publish_over_previous, aside=str(attempt))
 
 
+def step(folder: Path) -> int | None:
+    """At which step a run would go on, without reading the weights; None if it would start from nothing."""
+    for name in (NEWEST, PREVIOUS):
+        try:
+            return int(torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)["step"])
+        except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError):
+            continue
+    return None
+
+
+def bytes_for_training(folder: Path) -> int:
+    """How much of the newest checkpoint only further training needs, without reading it; 0 if there is none."""
+    try:
+        state = torch.load(folder / NEWEST, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        return 0
+    return sum(
+        value.numel() * value.element_size()
+        for moments in state.get("optimizer", {}).get("state", {}).values()
+        for value in moments.values()
+        if isinstance(value, torch.Tensor)
+    )
+
+
+def keep_weights_only(folder: Path, aside: str) -> None:
+    """Drop what only further training needs: the checkpoint before the newest, and the optimiser's state."""
+    state = load(folder)
+    if state is None:
+        return
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, "model": state["model"], "step": state["step"]}, content)
+    write_atomically(folder / NEWEST, lambda file: file.write(content.getbuffer()), aside=aside)
+    (folder / PREVIOUS).unlink(missing_ok=True)
+
+
 def load(folder: Path) -> State | None:
     """The newest checkpoint that loads, on the CPU; None if there is none that does.
 

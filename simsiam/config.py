@@ -234,6 +234,11 @@ class EvaluationSettings(Section):
     knn_temperature: Positive = Field(0.1, description="T: a vote weighs exp(cosine / T)")
     bank_size: Count | None = Field(None, description="training images in the kNN bank, drawn once; null: all")
     query_size: Count | None = Field(None, description="test images that are classified, drawn once; null: all")
+    diagnostics: bool = Field(
+        True,
+        description="log also spectrum, uniformity, centre, cosine of positives and each part's gradient",
+        json_schema_extra={"in_id": False},
+    )
     stop_after_collapsed: Annotated[int, Field(ge=0)] = Field(
         0, description="end a run after so many collapsed evaluations in a row; 0: never (the curve is the point)"
     )
@@ -289,7 +294,8 @@ def _defaults() -> dict[str, Any]:
 
 
 @cache
-def _outside_id() -> frozenset[str]:
+def outside_id() -> frozenset[str]:
+    """The dotted paths of settings that change no result and so name no run."""
     return frozenset(
         f"{section}.{leaf}"
         for section, kind in _sections().items()
@@ -319,7 +325,7 @@ def config_id(settings: Settings, data_fingerprint: str) -> str:
     Only settings that differ from the defaults enter, so a new switch whose default keeps the old behaviour leaves
     old names valid. Two runs of one configuration differ in the seed only, and their names show it (:func:`run_id`).
     """
-    defaults, outside = _defaults(), _outside_id()
+    defaults, outside = _defaults(), outside_id()
     changed = {
         path: value
         for path, value in flatten(settings).items()

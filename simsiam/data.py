@@ -213,6 +213,14 @@ def prepare_command(settings: DataSettings, root: Path) -> str:
     return shlex.join([*words, "--data", str(root)])
 
 
+def prepared_paths(settings: DataSettings) -> list[Path]:
+    """The folders that a prepared data set consists of, relative to the place for images; none for generated ones."""
+    if settings.name == "synthetic":
+        return []
+    images = [Path(settings.path)] if settings.name == "folder" and not os.path.isabs(settings.path) else []
+    return [*images, _cache(settings, Path())]
+
+
 # --- the cache ---------------------------------------------------------------------------------------------------
 
 

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from simsiam.collapse import ONE_LINE_BELOW, collapse_threshold
 from simsiam.config import Settings
-
-# A run counts as collapsed when its std is below this share of what an isotropic Gaussian z would give.
-COLLAPSED_BELOW = 0.2
 
 
 def output_std(z: Tensor) -> Tensor:
@@ -98,17 +96,10 @@ def predictor_alignment(weight: Tensor, z: Tensor) -> Tensor:
     return (commutator.square().sum() / norms.clamp_min(torch.finfo(torch.float32).tiny)).sqrt()
 
 
-def collapse_threshold(settings: Settings) -> float:
-    """The z_std_relative (std x sqrt(d)) below which z counts as collapsed.
-
-    An output BN without scale and shift gives every channel unit variance whatever happened before it: even if all
-    images but one agree, std x sqrt(d) stays near 2/sqrt(B), so there the threshold is relative to that.
-    """
-    if settings.projector.bn_output and not settings.projector.bn_output_affine:
-        return COLLAPSED_BELOW + 2 / math.sqrt(settings.batch_size)
-    return COLLAPSED_BELOW
-
-
 def is_collapsed(settings: Settings, z_std_relative: float, rank: float) -> bool:
     """Complete collapse: the std is gone, or all of z lies on one line. The std alone would not prove health."""
-    return z_std_relative < collapse_threshold(settings) or rank < 1.5
+    projector = settings.projector
+    threshold = collapse_threshold(
+        settings.batch_size, bn_output=projector.bn_output, bn_output_affine=projector.bn_output_affine
+    )
+    return z_std_relative < threshold or rank < ONE_LINE_BELOW

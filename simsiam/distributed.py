@@ -38,6 +38,11 @@ class RankLostError(RuntimeError):
 LOST = (RankLostError, dist.DistError)
 
 
+def brief(error: RuntimeError) -> str:
+    """The first sentence of what torch says; advice and backtraces follow it."""
+    return str(error).splitlines()[0].partition(". ")[0]
+
+
 @contextlib.contextmanager
 def _between_ranks() -> Iterator[None]:
     try:
@@ -45,7 +50,7 @@ def _between_ranks() -> Iterator[None]:
     except torch.cuda.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise RankLostError(f"another rank is gone ({str(error).splitlines()[0]})") from error
+        raise RankLostError(f"another rank is gone ({brief(error)})") from error
 
 
 @dataclass(frozen=True)

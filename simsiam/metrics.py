@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +50,30 @@ class MetricsWriter:
         self._file.flush()
 
 
-def merge(folder: Path) -> list[Point]:
-    """All points of a run, in order of step: from ``metrics.jsonl`` if the run has ended, else from its attempts."""
+def merge(folder: Path, read: Callable[[Path], list[Point]] | None = None) -> list[Point]:
+    """All points of a run, in order of step: from ``metrics.jsonl`` if the run has ended, else from its attempts.
+
+    ``read`` gives the objects of one file, of an attempt's with its first line, for a reader that must take whatever it
+    finds; by default a line that is not JSON raises ValueError.
+    """
+    read = read or _lines
     merged = folder / "metrics.jsonl"
     if merged.exists():
-        return _lines(merged)
+        return read(merged)
     points: list[Point] = []
-    for path in sorted(folder.glob("metrics.*.jsonl"), key=lambda path: int(path.name.split(".")[1])):
-        lines = _lines(path)
+    for path in attempt_files(folder):
+        lines = read(path)
         if not lines:  # killed before its first line was whole
             continue
         resumed_at = lines[0].get("resumed_at_step")
         points = [point for point in points if resumed_at is not None and point["step"] <= resumed_at] + lines[1:]
     return points
+
+
+def attempt_files(folder: Path) -> list[Path]:
+    """``metrics.<n>.jsonl`` of all attempts, in order."""
+    found = {path: re.fullmatch(r"metrics\.([0-9]{1,9})\.jsonl", path.name) for path in folder.glob("metrics.*.jsonl")}
+    return sorted((path for path, match in found.items() if match), key=lambda path: int(path.name.split(".")[1]))
 
 
 def _lines(path: Path) -> list[Point]:

@@ -29,7 +29,7 @@ import torch
 from torch import distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # where their types are declared
 
-from simsiam.distributed import ONE_RANK, RankLostError, Ranks
+from simsiam.distributed import ONE_RANK, RankLostError, Ranks, brief
 from simsiam.files import write_atomically
 
 # How long a rank waits for another. Longer than what one of them does alone: an evaluation, and a checkpoint on a slow
@@ -118,7 +118,7 @@ def meet(
                 timeout=timedelta(seconds=timeout_seconds),
             )
     except RuntimeError as error:
-        raise RankLostError(f"the ranks met, but cannot reach each other ({str(error).splitlines()[0]})") from error
+        raise RankLostError(f"the ranks met, but cannot reach each other ({brief(error)})") from error
     try:
         yield Team(Ranks(place.rank, place.world_size), store)
     finally:
@@ -171,8 +171,8 @@ def _join(invitation: dict[str, Any], rank: int) -> Store | None:
     for address in invitation["addresses"]:
         try:
             socket.create_connection((address, invitation["port"]), timeout=CONNECT_SECONDS).close()
-            store = TCPStore(address, invitation["port"], timeout=timedelta(seconds=CONNECT_SECONDS))
-            if not store.check(["token"]) or store.get("token").decode() != invitation["token"]:
+            store = _connect(address, invitation["port"])
+            if store is None or not store.check(["token"]) or store.get("token").decode() != invitation["token"]:
                 continue
         except (OSError, RuntimeError):
             continue
@@ -181,6 +181,20 @@ def _join(invitation: dict[str, Any], rank: int) -> Store | None:
         if store.compare_set(f"joined/{rank}", "", joining).decode() == joining:
             return store
     return None
+
+
+def _connect(address: str, port: int) -> TCPStore | None:
+    """The store there; None if what listens there is none. Torch would wait for ever for one that says nothing."""
+    found: list[TCPStore] = []
+
+    def connect() -> None:
+        with contextlib.suppress(RuntimeError):
+            found.append(TCPStore(address, port, timeout=timedelta(seconds=CONNECT_SECONDS)))
+
+    connecting = threading.Thread(target=connect, daemon=True, name="connect")
+    connecting.start()
+    connecting.join(CONNECT_SECONDS)
+    return found[0] if found else None
 
 
 # --- machines and their addresses --------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from simsiam import checkpoint
+from simsiam import checkpoint, monitor
 from simsiam.batch_norm import synchronise
 from simsiam.config import Settings, check_ranks
 from simsiam.data import Dataset
-from simsiam.diagnostics import effective_rank, is_collapsed, output_std
+from simsiam.diagnostics import is_collapsed
 from simsiam.distributed import ONE_RANK, Gradients, Ranks
 from simsiam.knn import knn_correct
 from simsiam.loading import Batch, evaluated, make_source
@@ -37,6 +36,7 @@ class Hooks:
     before_publishing: Callable[[], None] = lambda: None  # raises if this attempt no longer owns the run
     on_point: Callable[[Point], None] = lambda point: None  # told of each logged point
     on_step: Callable[[int], None] = lambda step: None  # told of each step
+    on_saved: Callable[[int], None] = lambda step: None  # told of each checkpoint, once it is published
     checkpoint_seconds: float = 60.0  # between two checkpoints within an epoch
 
 
@@ -90,6 +90,7 @@ class Training:
         self.cache = CachedTargets(settings, self.steps_per_epoch)
         self.step = 0
         self.collapsed_evaluations = 0
+        self.embeddings: tuple[Tensor, Tensor] | None = None  # z and labels of the last evaluation, to be published
         # The step at which the loss first was NaN or infinite; on the device, so that no step waits for it.
         self.diverged_at = torch.full((), self.num_steps + 1, device=device)
         # All go on from what rank 0 sees, whatever a network file system shows to the others.
@@ -113,6 +114,10 @@ class Training:
 
     def load_state(self, state: checkpoint.State) -> None:
         """Go on from where :meth:`state` was taken."""
+        if "optimizer" not in state:
+            raise checkpoint.CheckpointError(
+                f"{self.folder}: only the weights of this run were kept (gc); move the folder away to train it anew"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
@@ -209,8 +214,7 @@ class Training:
 
     def log(self, output: Output) -> None:
         """A point of the training curves, from the batch of the step just made."""
-        relative_std = self.relative_std(output)
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        z1, z2 = self.views_of_batch(output)
         now = time.monotonic()
         images = (self.step - self.last_logged_step) * self.settings.batch_size
         self._write(
@@ -219,22 +223,15 @@ class Training:
                 "step": self.step,
                 "loss": output.loss.item(),
                 "lr": self.optimizer.param_groups[0]["lr"],
-                "z_std": relative_std / math.sqrt(output.z1.shape[1]),
-                "z_std_relative": relative_std,
-                "grad_norm": torch.nn.utils.get_total_norm(gradients).item(),
+                **monitor.of_step(self.model, z1, z2, more=self.settings.evaluation.diagnostics),
                 "images_per_s": images / max(now - self.last_log, 1e-9),
             }
         )
         self.last_log, self.last_logged_step = time.monotonic(), self.step
 
-    def relative_std(self, output: Output) -> float:
-        """The output std of each view, their mean, times sqrt(d): 1 for an isotropic Gaussian z, 0 for a constant.
-
-        Over the whole batch, of all ranks.
-        """
-        z1, z2 = self.ranks.gather(output.z1.detach()), self.ranks.gather(output.z2.detach())
-        std = (output_std(z1) + output_std(z2)) / 2
-        return std.item() * math.sqrt(output.z1.shape[1])
+    def views_of_batch(self, output: Output) -> tuple[Tensor, Tensor]:
+        """z1, z2 (B, d) of the whole batch, of all ranks."""
+        return self.ranks.gather(output.z1.detach()), self.ranks.gather(output.z2.detach())
 
     def evaluate(self, output: Output | None) -> None:
         """kNN accuracy on backbone features, effective rank of held-out z, and whether z has collapsed.
@@ -252,14 +249,17 @@ class Training:
             )
             top1 = 100 * self.ranks.sum(correct).item() / self.num_queries
             queries = self.ranks.gather(queries, self.num_queries)
-            rank = effective_rank(self.model.projector(queries[: 4 * self.settings.projector.output_dim]))
+            labels = self.ranks.gather(labels, self.num_queries)
+            z = self.model.projector(queries[: 4 * self.settings.projector.output_dim])
+            point = {"knn_top1": top1, **monitor.of_projections(z, more=evaluation.diagnostics)}
         self.model.train()
-        self._write(
-            {"epoch": self.step / self.steps_per_epoch, "step": self.step, "knn_top1": top1, "effective_rank": rank}
-        )
+        self._write({"epoch": self.step / self.steps_per_epoch, "step": self.step, **point})
+        self.embeddings = (z, labels) if evaluation.diagnostics else None
         self.last_log += time.monotonic() - started  # so that images_per_s is the speed of training alone
         if output is not None:
-            collapsed = self.ranks.broadcast(is_collapsed(self.settings, self.relative_std(output), rank))
+            collapsed = self.ranks.broadcast(
+                is_collapsed(self.settings, monitor.relative_std(*self.views_of_batch(output)), point["effective_rank"])
+            )
             self.collapsed_evaluations = self.collapsed_evaluations + 1 if collapsed else 0
 
     def features(self, split: Literal["bank", "query"]) -> tuple[Tensor, Tensor]:
@@ -276,8 +276,12 @@ class Training:
         if self.metrics is not None:
             self.hooks.before_publishing()
             self.metrics.sync()
+            if self.embeddings is not None:
+                monitor.save_embeddings(self.folder, *self.embeddings, self.step, self.attempt)
+                self.embeddings = None
             checkpoint.save(self.folder, self.state(), self.attempt)
         self.last_checkpoint = time.monotonic()
+        self.hooks.on_saved(self.step)
 
     def _collapsed_for_good(self) -> bool:
         limit = self.settings.evaluation.stop_after_collapsed

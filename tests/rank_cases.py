@@ -1,11 +1,15 @@
 """What each rank of tests/test_distributed.py does: one process, many cases, in float64 where numbers are compared.
 
-Called as ``python -m tests.rank_cases RANK WORLD_SIZE FOLDER``; the answers go to ``FOLDER/answers.RANK.pt``.
+Called as ``python -m tests.rank_cases RANK WORLD_SIZE FOLDER``; the answers go to ``FOLDER/answers.RANK.pt``. At its
+end the last rank fails once, and then is killed.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,19 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from experiments.methods import load_method
+from experiments.ranks import run_cell_on_ranks
+from experiments.store import RunFolder
+from experiments.worker import Surroundings
 from simsiam.batch_norm import convert, synchronise
 from simsiam.config import Settings, flatten, validate
 from simsiam.data import Dataset, load
 from simsiam.distributed import Ranks
 from simsiam.loading import Batch, make_source
 from simsiam.metrics import merge
+from simsiam.monitor import relative_std
 from simsiam.rendezvous import Place, meet
 from simsiam.train import Hooks, Training, train
 from tests.conftest import SMALL
 
+Answers = dict[str, Any]
 CPU = torch.device("cpu")
 
-# Methods at smoke scale, trained for 20 steps; switches that compare or remember across the batch, for 7.
+# Methods at smoke scale, trained for 20 steps; switches that compare or remember across the batch, for 5, in which
+# every image is seen again.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "SimSiam": ("simsiam", {}),
     "SimCLR": ("simclr", {}),
@@ -54,9 +64,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 def settings_of(case: str) -> Settings:
     method, changes = METHODS[case]
     flat = flatten(load_method(method, "smoke"))
-    size = {"data.num_train": 320, "batch_size": 32, "epochs": 3, "evaluation.bank_size": None, "backbone.width": 4}
+    size = {"epochs": 3, "batch_size": 32, "data.num_train": 96 if changes else 320, "backbone.width": 4}
     # At the methods' own rates training is chaotic: within 20 steps differences of 1e-16 grow to 1e-8.
-    size["optimizer.lr"] = 0.003
+    size |= {"optimizer.lr": 0.003, "evaluation.bank_size": None}
     return validate({**flat, **size, **changes})
 
 
@@ -79,16 +89,16 @@ class WideTraining(Training):
         self.source.epoch = lambda *place: map(wide, original(*place))  # type: ignore[method-assign]
 
 
-def steps(case: str, folder: Path, ranks: Ranks) -> dict[str, Any]:
+def steps(case: str, folder: Path, ranks: Ranks) -> Answers:
     """Some steps: the loss, std and size of the gradient at each, and the whole state after the last."""
     training = WideTraining(settings_of(case), folder, ranks)
     curves = []
-    for step in range(7 if METHODS[case][1] else 20):
+    for step in range(5 if METHODS[case][1] else 20):
         epoch, first = divmod(step, training.steps_per_epoch)
         output = training.update(next(iter(training.source.epoch(epoch, first))))
         gradients = [weight.grad for weight in training.model.parameters() if weight.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        curves.append([output.loss.item(), training.relative_std(output), norm.item()])
+        curves.append([output.loss.item(), relative_std(*training.views_of_batch(output)), norm.item()])
     return {"curves": torch.tensor(curves, dtype=torch.float64), "model": training.model.state_dict()}
 
 
@@ -187,14 +197,14 @@ def small_buckets(folder: Path, ranks: Ranks, limit: Callable[[int], None]) -> d
     return steps("SimSiam", folder, ranks)["model"]  # type: ignore[no-any-return]
 
 
-def all_cases(folder: Path, ranks: Ranks) -> dict[str, Any]:
+def all_cases(folder: Path, ranks: Ranks) -> Answers:
     import simsiam.distributed
 
     def limit(size: int) -> None:
         simsiam.distributed.BUCKET_BYTES = size
 
     folder.mkdir(exist_ok=True)
-    answers: dict[str, Any] = {f"steps {case}": steps(case, folder, ranks) for case in METHODS}
+    answers: Answers = {f"steps {case}": steps(case, folder, ranks) for case in METHODS}
     answers["gather"] = gather_gradient(ranks)
     answers["bn"] = batch_norms(ranks)
     answers["images"] = images(ranks)
@@ -209,11 +219,42 @@ def all_cases(folder: Path, ranks: Ranks) -> dict[str, Any]:
     return answers
 
 
+def fault(name: str, happen: Callable[[], None], rank: int, world_size: int, folder: Path) -> Answers:
+    """A cell in which something happens to the last rank after 12 steps, past a checkpoint at 10."""
+    settings = validate(SMALL)
+    original = Training.update
+
+    def update(training: Training, batch: Batch) -> Any:
+        if training.step == 12 and rank == world_size - 1:
+            happen()
+        return original(training, batch)
+
+    Training.update = update  # type: ignore[method-assign]
+    where = Surroundings(folder / "faults", CPU, 1, should_stop=lambda: False, on_progress=lambda progress: None)
+    place = Place(rank, world_size, folder / f"meeting.{name}.json")
+    started = time.monotonic()
+    state, reason = run_cell_on_ranks(name, settings, dataset(settings.data), where, place, timeout_seconds=120)
+    Training.update = original  # type: ignore[method-assign]
+    status = RunFolder(where.runs, name).status().state
+    return {"state": state, "reason": reason, "status": status, "seconds": time.monotonic() - started}
+
+
+def fail() -> None:
+    raise ArithmeticError("the twelfth step is too hard")
+
+
+def be_killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     place = Place(rank, world_size, folder / "meeting.json")
     with meet(place, CPU, timeout_seconds=120) as team:
         answers = all_cases(folder / "runs", team.ranks)
+    for name, happen in (("fails", fail), ("is-killed", be_killed)):
+        torch.save(answers, folder / f"answers.{rank}.pt")
+        answers[name] = fault(name, happen, rank, world_size, folder)
     torch.save(answers, folder / f"answers.{rank}.pt")
 
 

@@ -45,15 +45,16 @@ def curves(kind: str, seed: int, epochs: int, until: float, knn: float) -> list[
         if step % STEPS_PER_EPOCH == 0:
             top1 = 52 + (knn - 52) * (1 - np.exp(-epoch)) / (1 - np.exp(-epochs)) + random.normal(0, 0.4)
             points.append({"epoch": epoch, "step": step, "knn_top1": top1, "effective_rank": 140.0 + seed})
+            points[-1]["spectrum"] = [0.2, 0.1, 0.01]
     return points
 
 
 def write_run(
     runs: Path, config: Settings, seed: int, kind: str = "healthy", *, state: str = "done", until: float = 1e9,
-    knn: float = 84.0, seconds: float = 120.0, device: str = "cpu",
+    knn: float = 84.0, seconds: float = 120.0, device: str = "cpu", fingerprint: str = FINGERPRINT,
 ) -> Path:  # fmt: skip
     """A run folder as the store leaves it."""
-    folder = runs / f"{config_id(config, FINGERPRINT)}-s{seed}"
+    folder = runs / f"{config_id(config, fingerprint)}-s{seed}"
     folder.mkdir(parents=True)
     config = config.model_copy(update={"seed": seed})
     (folder / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

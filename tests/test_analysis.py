@@ -18,13 +18,16 @@ import matplotlib.colors
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import load_runs, plot_training, style
 from analysis.figures import make_groups, mean_and_range, split_by_length, spread
 from analysis.formats import format_estimate, format_hours, format_seconds
-from analysis.tables import Table, study_table
+from analysis.study_table import study_table
+from analysis.tables import Table
 from experiments.study import PaperResult
 from tests.run_folders import settings, write_run
 
@@ -105,19 +108,23 @@ def test_null_is_nan_and_divergence_is_marked(tmp_path: Path) -> None:
         ("config.yaml", None, "no config.yaml"),
         ("config.yaml", "a: [", "config.yaml cannot be read"),
         ("config.yaml", "just a text", "config.yaml cannot be read"),
-        ("config.yaml", "seed: 0\nepochs: 8\nnovelty: {knob: 3}\n", "settings unknown to this version: novelty.knob"),
+        (
+            "config.yaml",
+            yaml.safe_dump({**settings().model_dump(mode="json"), "novelty": {"knob": 3}}),
+            "settings unknown to this version: novelty.knob",
+        ),
         ("provenance.json", None, "no provenance.json"),
         ("provenance.json", "{", "provenance.json cannot be read"),
         ("result.json", "{", "result.json cannot be read"),
         ("metrics.jsonl", "", "no points logged"),
         (
             "metrics.jsonl",
-            '{"epoch": 1, "step": 1}\n{"epoch": 2, \n{"epoch": 3, "step": 3}\n',
-            "its metrics cannot be read",
+            '{"epoch": 1, "step": 1}\n{"epoch": 2, \n{"epoch": 8, "step": 160}\n',
+            "metrics.jsonl: 1 line is no point with epoch and step",
         ),
-        ("metrics.jsonl", '{"loss": 1}\n', "its metrics cannot be read"),
-        ("metrics.jsonl", "[1]\n", "its metrics cannot be read"),
-        ("metrics.jsonl", b"\xff\xfe\n", "its metrics cannot be read"),
+        ("metrics.jsonl", '{"loss": 1}\n', "metrics.jsonl: 1 line is no point with epoch and step; no points logged"),
+        ("metrics.jsonl", "[1]\n[2]\n", "metrics.jsonl: 2 lines are no point with epoch and step; no points logged"),
+        ("metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl cannot be read; no points logged"),
     ],
 )
 def test_what_is_odd_is_named_and_the_rest_is_read(
@@ -337,6 +344,27 @@ def test_numbers_in_the_table_are_those_of_numpy(pair: Path) -> None:
     assert "different quantities" in table.notes[0]
 
 
+def test_differences_are_paired_and_their_interval_is_scipy_s(pair: Path) -> None:
+    _, runs = load(pair)
+    knn = {"with": np.array([84.1, 83.2, 84.9]), "without": np.array([61.0, 63.5, 60.2])}
+    for name, values in knn.items():
+        of_variant = runs["variant"] == name
+        runs.loc[of_variant, "final_knn_top1"] = values[runs.loc[of_variant, "seed"].astype(int)]
+    paper = {"with": PaperResult(top1=67.7), "without": PaperResult(top1=0.1)}
+    table = study_table(runs, paper, "x", "cpu", {"with": None, "without": "with"})
+    baseline, row = csv.DictReader(io.StringIO(table.csv()))
+    test = scipy.stats.ttest_rel(knn["without"], knn["with"])
+    low, high = test.confidence_interval(0.95)
+    assert float(row["difference_mean"]) == pytest.approx((knn["without"] - knn["with"]).mean())
+    assert (float(row["difference_low"]), float(row["difference_high"])) == pytest.approx((low, high))
+    assert row["difference_seeds"] == "3"
+    assert (baseline["direction"], row["direction"]) == ("baseline", "agrees (paper: −67.6)")
+    assert "'with'" in " ".join(note for note in table.notes if note.startswith("Difference"))
+    one_seed = study_table(runs[runs["seed"] == 0], paper, "x", "cpu", {"with": None, "without": "with"}).lines()[1]
+    assert one_seed[3].endswith("(1 seed)")
+    assert one_seed[4] == "agrees (paper: −67.6); direction only (1 seed)"
+
+
 def test_what_was_not_run_is_a_dash_with_its_reason(tmp_path: Path) -> None:
     names = ["running", "failed", "stopped", "missing", "diverged", "mixed"]
     configs = {name: settings(batch_size=2 ** (i + 1)) for i, name in enumerate(names)}
@@ -347,7 +375,7 @@ def test_what_was_not_run_is_a_dash_with_its_reason(tmp_path: Path) -> None:
         write_run(tmp_path, configs["mixed"], seed, kind)
     _, runs = load_runs(tmp_path)
     runs["variant"] = runs["batch_size"].map({config.batch_size: name for name, config in configs.items()})
-    table = table_of(runs, dict.fromkeys(names, PaperResult()))
+    table = table_of(runs, dict.fromkeys(names, PaperResult()) | {"mixed": PaperResult(top1=50.0)})
     lines = {line[0]: line[1:] for line in table.lines()}
     assert lines["running"][1:3] == ["– (running, epoch 3/8)", "–"]
     assert lines["failed"][1] == "– (failed: see failure.txt)"

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import trapezoid
 
+from simsiam.collapse import collapse_threshold
 from simsiam.config import Settings
 from simsiam.diagnostics import (
     centre,
-    collapse_threshold,
     effective_rank,
     explained_variance_area,
     is_collapsed,
@@ -80,9 +80,12 @@ def test_output_bn_without_affine_hides_collapse_from_the_std() -> None:
 
 
 def test_threshold_is_relative_without_affine(small: Small) -> None:
-    assert collapse_threshold(small()) == 0.2
+    assert collapse_threshold(256, bn_output=True, bn_output_affine=True) == 0.2
+    assert collapse_threshold(256, bn_output=False, bn_output_affine=False) == 0.2
+    assert collapse_threshold(256, bn_output=True, bn_output_affine=False) == pytest.approx(0.2 + 2 / 16)
     without = small(projector__bn_output_affine=False, batch_size=256, data__num_train=512)
-    assert collapse_threshold(without) == pytest.approx(0.2 + 2 / 16)
+    assert is_collapsed(without, 0.3, 20)
+    assert not is_collapsed(small(batch_size=256, data__num_train=512), 0.3, 20)
     assert not is_collapsed(small(), 0.9, 20)
     assert is_collapsed(small(), 0.01, 20)
     assert is_collapsed(small(), 0.9, 1.01)  # a healthy std does not prove health

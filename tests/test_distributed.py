@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from torch import distributed as dist
 
 from simsiam import checkpoint, metrics
-from simsiam.distributed import ONE_RANK
+from simsiam.config import SettingsError, check_ranks, validate
+from simsiam.distributed import ONE_RANK, RankLostError
+from simsiam.rendezvous import Place, meet
 from tests import rank_cases
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SMALL, Command
+from tests.rank_cases import CPU, Answers
+from tests.test_local import CELL, curves, start, wait_for
 
-Answers = dict[str, Any]
+__all__ = ["start"]  # a fixture
+
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
 
 
 def run_ranks(world_size: int, folder: Path) -> list[Answers]:
+    """Start all ranks, where an earlier job has left an invitation and its port now belongs to another."""
+    other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    other.set("token", "another's")
+    left = {"token": "mine", "addresses": ["127.0.0.1"], "port": other.port}
+    (folder / "meeting.json").write_text(json.dumps(left))
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.rank_cases", str(rank), str(world_size), str(folder)],
@@ -30,8 +47,10 @@ def run_ranks(world_size: int, folder: Path) -> list[Answers]:
         )
         for rank in range(world_size)
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world_size, "\n".join(outputs)
+    outputs = [process.communicate(timeout=900)[0] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes == [0] * (world_size - 1) + [-signal.SIGKILL], "\n".join(outputs)
+    assert not list(folder.glob("meeting*"))
     return [torch.load(folder / f"answers.{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
@@ -127,3 +146,118 @@ def test_what_ranks_tell_each_other(two: list[Answers]) -> None:
         assert answers["broadcast"]["rank"] == 0
         assert torch.equal(answers["broadcast"]["x"], torch.zeros(3, dtype=torch.int64))
         assert torch.equal(answers["uneven"], torch.arange(14.0).view(7, 2))
+
+
+# --- when a rank fails, or is gone -------------------------------------------------------------------------------
+
+
+def test_the_traceback_of_the_rank_that_failed_is_kept(two: list[Answers]) -> None:
+    rank_0, rank_1 = (answers["fails"] for answers in two)
+    assert (rank_0["state"], rank_0["status"], rank_1["state"]) == ("failed", "failed", "failed")
+    assert "rank 1 on" in rank_0["reason"]
+    assert "ArithmeticError: the twelfth step is too hard" in rank_0["reason"]
+    text = (two[0]["folder"].parent / "faults" / "fails" / "failure.txt").read_text()
+    assert "Traceback" in text
+    assert "in fail" in text
+
+
+def test_a_killed_rank_ends_the_attempt_soon_and_leaves_the_run_to_be_claimed(two: list[Answers]) -> None:
+    killed = two[0]["is-killed"]
+    assert (killed["state"], killed["status"]) == ("interrupted", "interrupted")
+    assert killed["seconds"] < 30, "long before the time limit of 120 s"
+    folder = two[0]["folder"].parent / "faults" / "is-killed"
+    state = checkpoint.load(folder)
+    assert state is not None
+    assert state["step"] == 10
+    assert not (folder / "failure.txt").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_nobody_joins_gives_up_in_time(rank: int, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(RankLostError), meet(Place(rank, 2, tmp_path / "meeting.json"), CPU, timeout_seconds=1):
+        pass
+    assert time.monotonic() - started < 10
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_port_that_does_not_answer_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something listens at the port that an earlier job has left, but says nothing."""
+    monkeypatch.setattr("simsiam.rendezvous.CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        left = {"token": "x", "addresses": ["127.0.0.1"], "port": silent.getsockname()[1]}
+        (tmp_path / "meeting.json").write_text(json.dumps(left))
+        with pytest.raises(RankLostError), meet(Place(1, 2, tmp_path / "meeting.json"), CPU, timeout_seconds=1):
+            pass
+
+
+def test_the_batch_must_be_a_multiple_of_the_ranks(command: Command) -> None:
+    with pytest.raises(SettingsError, match="batch_size: 32 must be a multiple of the 3 ranks"):
+        check_ranks(validate(SMALL), 3)
+    run = command("run", "stop-gradient", "--scale", "smoke", "--ranks", "7")
+    assert run.returncode == 2
+    assert "multiple of the 7 ranks" in run.stderr
+
+
+ONE_CELL = ["grid", "optimizer.lr=0.05", "--scale", "smoke", *CELL, "--set", "epochs=8"]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started, but for what multiprocessing needs for itself."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            if parent == pid and "spawn_main" in (path.parent / "cmdline").read_text():
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds a rank's process in /proc")
+def test_stopped_killed_and_taken_up_a_run_on_two_ranks_ends_as_undisturbed(
+    command: Command, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    runs = tmp_path / "runs"
+
+    def trained(attempt: int) -> bool:
+        return any(len(path.read_text().splitlines()) > 3 for path in runs.glob(f"*/metrics.{attempt}.jsonl"))
+
+    def rank_0() -> int:
+        pid: int = json.loads(next(runs.glob("*/state.json")).read_text())["pid"]
+        return pid
+
+    # Ctrl-C reaches all processes of the terminal.
+    process = start(*ONE_CELL, "--ranks", "2")
+    wait_for(lambda: trained(1), 300)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    # kill -9 of rank 0: its other rank ends too, and a new pair goes on.
+    process = start(*ONE_CELL, "--ranks", "2")
+    wait_for(lambda: trained(2), 300)
+    others = children(rank_0())
+    assert len(others) == 1
+    os.kill(rank_0(), signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{others[0]}").exists())
+    wait_for(lambda: trained(3), 300)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    # kill -9 of the other rank.
+    process = start(*ONE_CELL, "--ranks", "2")
+    wait_for(lambda: trained(4), 300)
+    os.kill(children(rank_0())[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    whole, alone = start(*ONE_CELL, "--ranks", "2", "--runs", "whole"), start(*ONE_CELL, "--runs", "alone")
+    for process in (whole, alone):
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+    assert curves(runs) == curves(tmp_path / "whole")
+    results = [json.loads(next((tmp_path / name).glob("*/result.json")).read_text()) for name in ("whole", "alone")]
+    assert results[0]["device_seconds"] == pytest.approx(2 * results[0]["seconds"], rel=0.01)
+    for name, value in results[1]["final"].items():
+        if name != "images_per_s":
+            assert results[0]["final"][name] == pytest.approx(value, rel=1e-2, abs=1), name
+    attempts = json.loads(next(runs.glob("*/provenance.json")).read_text())["attempts"]
+    assert [attempt["ranks"] for attempt in attempts] == [2] * 5

@@ -17,8 +17,8 @@ MAY_IMPORT = {
     "experiments": {"experiments", "simsiam"},
     "analysis": {"analysis", "experiments", "simsiam"},
 }
-# The command may call the report; it is imported when a report is asked for.
-EXCEPTIONS = {("experiments/commands/results.py", "analysis")}
+# These commands may call the analysis; it is imported when a report, verdicts or a diagnosis are asked for.
+EXCEPTIONS = {(f"experiments/commands/{name}.py", "analysis") for name in ("results", "claims", "diagnosis")}
 
 
 @pytest.mark.parametrize("package", list(MAY_IMPORT))
@@ -47,6 +47,7 @@ def loaded(code: str) -> set[str]:
     [
         "import simsiam.config, simsiam.data, simsiam.metrics",
         "import experiments.study, experiments.store, experiments.plan, experiments.local, experiments.view",
+        "import experiments.cluster, experiments.launches, experiments.overview, experiments.slurm, experiments.job",
         "import analysis, analysis.report; from analysis import load_runs",
     ],
 )

@@ -118,8 +118,8 @@ def test_a_study_in_progress(tmp_path: Path) -> None:
     assert "(4 seeds; 2 healthy, 1 running, epoch 3/8, 1 not run); without: no result (not run)." in files.answer
     assert "3 of 5 runs have not ended (1 running, 2 not run)" in " ".join(files.warnings)
     lines = files.table.lines()
-    assert lines[0][2].endswith("(2 of 4)")
-    assert lines[1][2] == "– (not run)"
+    assert lines[0][1].endswith("(2 of 4)")
+    assert lines[1][1] == "– (not run)"
     Page(files.page)
 
 

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from simsiam import checkpoint, metrics
-from simsiam.config import Settings, flatten
+from simsiam.config import Settings, config_id, flatten
 from simsiam.data import Dataset, Split, load
+from simsiam.monitor import spectrum_ranks
 from simsiam.train import Hooks, train
 from tests.conftest import ROOT
 
@@ -54,14 +55,50 @@ def test_points_have_the_documented_names(small: Small, tmp_path: Path) -> None:
     assert run(small(), tmp_path) in ("healthy", "collapsed")
     points = metrics.merge(tmp_path)
     assert {key: points[0][key] for key in ("epoch", "step")} == {"epoch": 0.0, "step": 0}
-    assert set(points[0]) == {"epoch", "step", "knn_top1", "effective_rank"}
+    measured = {"epoch", "step", "knn_top1", "effective_rank"}
+    assert set(points[0]) == measured | {"explained_variance_area", "spectrum"}
     names = {"epoch", "step", "loss", "lr", "z_std", "z_std_relative", "grad_norm", "images_per_s"}
-    assert set(points[1]) == names
+    parts = {f"grad_norm_{part}" for part in ("backbone", "projector", "predictor")}
+    assert set(points[1]) == names | parts | {"positive_cosine", "uniformity", "centre"}
     assert [point["step"] for point in points if "loss" in point] == [1, 3, 6, 9, 10, 12, 15, 18, 20]
     assert [point["epoch"] for point in points if "knn_top1" in point] == [0, 1, 2]
     for point in points[1:]:
         if "z_std" in point:
             assert point["z_std_relative"] == pytest.approx(point["z_std"] * 4)  # sqrt(d), d = 16
+
+
+def test_diagnostics_can_be_switched_off_and_change_nothing(small: Small, tmp_path: Path) -> None:
+    run(small(), tmp_path / "on")
+    run(small(evaluation__diagnostics=False), tmp_path / "off")
+    on, off = metrics.merge(tmp_path / "on"), metrics.merge(tmp_path / "off")
+    for with_more, point in zip(on, off, strict=True):
+        assert {name: with_more[name] for name in point if name != "images_per_s"} == {
+            name: value for name, value in point.items() if name != "images_per_s"
+        }
+    assert set(off[0]) == {"epoch", "step", "knn_top1", "effective_rank"}
+    assert not (tmp_path / "off" / "embeddings.npz").exists()
+    assert config_id(small(), "x") == config_id(small(evaluation__diagnostics=False), "x")
+
+
+def test_logged_diagnostics_are_those_of_numpy(small: Small, tmp_path: Path) -> None:
+    """The kept z gives the logged spectrum; the parts' gradients add up to the whole; a linear predictor has more."""
+    run(small(predictor__kind="linear"), tmp_path)
+    points = metrics.merge(tmp_path)
+    with np.load(tmp_path / "embeddings.npz") as kept:
+        z, labels, step = kept["z"].astype(float), kept["labels"], int(kept["step"])
+    last = next(point for point in reversed(points) if "spectrum" in point)
+    assert step == last["step"]
+    assert len(z) == len(labels) == 4 * z.shape[1]
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    singular = np.linalg.svd(unit - unit.mean(0), compute_uv=False) / np.sqrt(len(z))
+    np.testing.assert_allclose(last["spectrum"], singular[spectrum_ranks(z.shape[1]) - 1], atol=2e-3)  # float16
+    for point in points:
+        if "grad_norm" in point:
+            parts = [value for name, value in point.items() if name.startswith("grad_norm_")]
+            assert np.linalg.norm(parts) == pytest.approx(point["grad_norm"], rel=1e-5)
+            assert 0 <= point["predictor_alignment"] <= 1.4143
+            # The identity between two measures: the variances of unit vectors sum to 1 - |mean|^2.
+            assert point["z_std_relative"] ** 2 <= 1 - point["centre"] + 1e-5
 
 
 @pytest.mark.parametrize("stop_at", [1, 7, 10, 13])
@@ -86,6 +123,7 @@ from pathlib import Path
 import torch
 from simsiam.config import validate
 from simsiam.data import load
+from simsiam.monitor import spectrum_ranks
 from simsiam.train import Hooks, train
 torch.set_num_threads(1)
 folder, attempt = Path(sys.argv[1]), int(sys.argv[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from experiments.console import make_console, make_table
+from experiments.console import count, make_console, make_table, say
 from experiments.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -20,11 +21,13 @@ from experiments.options import (
     Set,
     StudyName,
     plan_for,
+    require_runs,
     scale_named,
     studies_named,
 )
 
 if TYPE_CHECKING:
+    from analysis.report import ReportFiles
     from experiments.plan import Plan
 
 
@@ -39,54 +42,72 @@ def report(
         Optional[Path],  # noqa: UP045
         typer.Option("--out", help="Where the report goes. Default: reports/STUDY/, or STUDY-SCALE for another scale."),
     ] = None,
+    markdown: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--markdown", metavar="FILE", help="Write tables and verdicts as one Markdown document, too."),
+    ] = None,
 ) -> None:
-    """Figure (PDF, SVG, PNG), table (Markdown, LaTeX, CSV) and page of a study; also while it is still running."""
-    from experiments.study import default_scale
+    """Verdicts, figure (PDF, SVG, PNG), table (Markdown, LaTeX, CSV) and page of a study; also while it is running.
 
-    for loaded in studies_named(study):
-        chosen = scale_named(scale)
-        # The report of another scale than this machine's own does not take the place of its own.
-        name = loaded.name if chosen.name == default_scale() else f"{loaded.name}-{chosen.name}"
-        where = out if out is not None and study != "all" else (out or Path("reports")) / name
-        _report(plan_for([loaded], chosen, seeds, set_, runs, data), where)
-
-
-def _report(made: Plan, out: Path) -> None:
-    from analysis.report import ReportVariant
-    from analysis.report import report as write_report
+    With `all`: a page for each study that ships, and an index page.
+    """
+    from analysis.overview import markdown as document
+    from analysis.overview import write_index
     from experiments.store import StoreError
+    from experiments.study import default_scale
+    from simsiam.files import write_atomically
+
+    chosen, whole = scale_named(scale), study == "all"
+    plans = [plan_for([loaded], chosen, seeds, set_, runs, data) for loaded in studies_named(study)]
+    require_runs(plans, "report on")
+    command = f"python {shlex.join(['run_ablation.py', *sys.argv[1:]])}"
+    # The report of another scale than this machine's own does not take the place of its own.
+    end = "" if chosen.name == default_scale() else f"-{chosen.name}"
+    folder = out or Path("reports")
+    files = []
+    try:
+        for made in plans:
+            where = out if out is not None and not whole else folder / f"{made.studies[0].name}{end}"
+            files.append(_report(made, where, seeds, command))
+            _print_report(files[-1], brief=whole)
+        if whole:
+            write_index(files, chosen, command, folder / f"index{end}.html")
+            say(f"\nIndex: {(folder / f'index{end}.html').absolute()}")
+        if markdown is not None:
+            text = document(files, chosen, command)
+            write_atomically(markdown, lambda file: file.write(text), aside=str(os.getpid()), mode="w")
+            say(f"Document: {markdown.absolute()}")
+    except OSError as error:
+        raise StoreError(f"{error.filename or folder}: the report cannot be made ({error.strerror})") from None
+
+
+def _report(made: Plan, out: Path, seeds: str | None, command: str) -> ReportFiles:
+    from analysis.report import report as write_report
+    from analysis.report import report_variants
+    from experiments.study import seeds_from_text
 
     (study,) = made.studies
-    if all(status.state == "pending" for status in made.statuses().values()):
-        raise StoreError(f"{made.runs}: holds no run of {study.name} at scale {made.scale.name} to report on  [--runs]")
-    first = {planned.cell.variant: planned for planned in reversed(made.cells)}
-    seeds: dict[str, list[int]] = {}
-    for planned in made.cells:
-        seeds.setdefault(planned.cell.variant, []).append(planned.cell.seed)
-    variants = [
-        ReportVariant(
-            name=variant.name,
-            config_id=first[variant.name].config_id,
-            paper=variant.paper,
-            settings=first[variant.name].cell.settings,
-            seeds=tuple(seeds[variant.name]),
-        )
-        for variant in study.variants
-        if variant.name in first
-    ]
-    try:
-        command = shlex.join(["run_ablation.py", *sys.argv[1:]])
-        files = write_report(
-            study, variants, made.runs, out, scale=made.scale.name, note=made.scale.note, command=command
-        )
-    except OSError as error:
-        raise StoreError(f"{error.filename or out}: the report cannot be made ({error.strerror})") from None
+    variants = report_variants(study, made, None if seeds is None else seeds_from_text(seeds))
+    return write_report(study, variants, made.runs, out, scale=made.scale.name, note=made.scale.note, command=command)
+
+
+def _print_report(files: ReportFiles, *, brief: bool) -> None:
+    from analysis.overview import in_words
+
     console = make_console()
-    console.print(f"\n{files.answer}\n", highlight=False, markup=False)
+    if brief:
+        ended = int((files.runs["state"] == "done").sum())
+        console.print(
+            f"{files.study.title}: {count(ended, 'run')} of {len(files.runs)} ended. {in_words(files.verdicts)}"
+        )
+        return
+    console.print(f"\n{files.answer}\n")
+    for verdict in files.verdicts:
+        console.print(f"{verdict.label}: {verdict.claim.says} {verdict.conclusion}".rstrip(), soft_wrap=True)
     table = make_table(*files.table.headings())
     for row in files.table.lines():
         table.add_row(*row)
     console.print(table)
     for note in (*files.table.notes, *files.warnings):
-        console.print(note, highlight=False, markup=False)
-    console.print(f"\nPage: {files.page}", highlight=False, markup=False, soft_wrap=True)
+        console.print(note)
+    console.print(f"\nPage: {files.page}", soft_wrap=True)

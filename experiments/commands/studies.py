@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -31,14 +33,22 @@ from experiments.options import (
     device_named,
     num_gpus,
     plan_for,
+    prepared_plan,
     same_options,
     scale_named,
     studies_named,
 )
-from simsiam.config import Settings, SettingsError, check_ranks
+from simsiam.config import SettingsError, check_ranks
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from experiments.overview import Overview
+    from experiments.plan import Plan
     from experiments.study import Scale, Study
+
+WATCH_SECONDS = 30  # a question to SLURM's controller each time
+Watch = Annotated[bool, typer.Option("--watch", help=f"Look again every {WATCH_SECONDS} s, until all is done.")]
 
 
 def list_studies(
@@ -179,41 +189,62 @@ def status(
     scale: ScaleName = None,
     set_: Set = None,
     seeds: Seeds = None,
+    watch: Watch = False,
     as_json: AsJson = False,
 ) -> None:
-    """Every cell of a study: its state, epoch, loss, std, kNN accuracy."""
+    """Every cell of a study: state, epoch, loss, std, kNN accuracy, where, attempt, time left; and what SLURM says."""
+    from experiments.overview import Overseer
     from experiments.plan import plan_json
-    from experiments.view import duration, number
 
     made = plan_for(studies_named(study), scale_named(scale), seeds, set_, runs, data)
+    overseer = Overseer(made)
+    overview = overseer.look()
     if as_json:
-        return print_json(plan_json(made))
-    statuses = made.statuses()
-    table = make_table(
-        "study", "variant", "seed>", "state", "epoch>", "loss>", "std x sqrt(d)>", "kNN %>", "time>", "attempt>", "run"
-    )
-    for planned in made.cells:
-        state = statuses[planned.run_id]
-        seen = {**state.detail, **(state.result or {}).get("final", {})}
-        outcome = f" ({state.result['outcome']})" if state.result else ""
+        printed = plan_json(made)
+        for cell, row in zip(printed["cells"], overview.rows, strict=True):
+            cell |= {"state": row.state, "host": row.seen.get("host"), "seconds_left": row.left, "slurm": row.slurm}
+        return print_json({**printed, "notes": overview.notes})
+    console = make_console()
+    _print_overview(made, overview, console)
+    while watch and any(row.state not in ("done", "failed") for row in overview.rows):
+        time.sleep(WATCH_SECONDS)
+        overview = overseer.look()
+        console.print(f"\n{time.strftime('%H:%M:%S')}")
+        _print_overview(made, overview, console)
+
+
+def _print_overview(made: Plan, overview: Overview, console: Console) -> None:
+    from experiments.view import duration, number
+
+    headings = ["#>", "study", "variant", "seed>", "state", "epoch>", "loss>", "std x sqrt(d)>", "kNN %>", "time>"]
+    on_slurm = any(row.slurm for row in overview.rows)
+    table = make_table(*headings, "left>", "attempt>", "host", *(["SLURM"] if on_slurm else []), "run")
+    for index, row in enumerate(overview.rows, start=1):
+        seen, outcome = row.seen, f" ({row.status.result['outcome']})" if row.status.result else ""
+        last = f", last seen {seen['beat_at']}" if row.state == "lost" and "beat_at" in seen else ""
         table.add_row(
-            planned.study,
-            planned.cell.variant,
-            str(planned.cell.seed),
-            state.state + outcome,
-            f"{number(seen.get('epoch'), '.1f')}/{planned.cell.settings.epochs}",
+            str(index),
+            row.planned.study,
+            row.planned.cell.variant,
+            str(row.planned.cell.seed),
+            row.state + outcome + last,
+            f"{number(seen.get('epoch'), '.1f')}/{row.planned.cell.settings.epochs}",
             number(seen.get("loss"), ".3f"),
             number(seen.get("z_std_relative"), ".3f"),
             number(seen.get("knn_top1"), ".1f"),
             duration(seen.get("seconds")),
+            duration(row.left),
             number(seen.get("attempt"), "d"),
-            "-" if made.unprepared else planned.run_id,
+            str(seen.get("host", "-")) if row.state == "running" else "-",
+            *([row.slurm or "-"] if on_slurm else []),
+            "-" if made.unprepared else row.planned.run_id,
         )
-    console = make_console()
     console.print(table)
-    states = [item.state for item in statuses.values()]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
-    console.print(f"\n{count(len(states), 'run')} in {runs}/: {counts}", highlight=False)
+    states = Counter({row.planned.run_id: row.state for row in overview.rows}.values())
+    counts = ", ".join(f"{num} {state}" for state, num in sorted(states.items()))
+    console.print(f"\n{count(states.total(), 'run')} in {made.runs}/: {counts}", highlight=False)
+    for note in overview.notes:
+        console.print(note, soft_wrap=True)
 
 
 def show_config(
@@ -272,21 +303,15 @@ def _run(
     retry_failed: bool,
     device: str,
 ) -> None:
-    from experiments.local import Machine, num_cores, run_grid
+    from experiments.local import num_cores, run_grid
     from experiments.plan import estimate
+    from experiments.pool import Machine
     from experiments.view import GridView
-    from simsiam.data import load, prepare
 
-    made = plan_for(studies, scale, seeds, overrides, runs, data)
     device = device_named(device)
-    if made.unprepared:
-        for unprepared in made.unprepared:
-            prepare(unprepared, data, progress=say)
-        made = plan_for(studies, scale, seeds, overrides, runs, data)  # now that the data's fingerprints are known
+    made = prepared_plan(studies, scale, seeds, overrides, runs, data, say)
     for planned in made.cells:
         check_ranks(planned.cell.settings, ranks)
-    for settings in {planned.cell.settings.data: planned.cell.settings for planned in made.cells}.values():
-        _check_sizes(settings, len(load(settings.data, data).train))
     check_writable(runs)
     todo = made.unique()
     statuses = made.statuses()
@@ -300,8 +325,8 @@ def _run(
     seconds = sum(estimate(planned.cell.settings, scale).seconds for planned in left) / num_workers
     say(f"{made.title}: {count(len(todo), 'run')} at scale {scale.name}, {done} done.")
     if left:
-        time = f"about {about(seconds)} if each has {scale.speed.device} to itself"
-        say(f"{len(left)} to train, {num_workers} at a time, in {time}. Ctrl-C stops; the same command goes on.")
+        duration = f"about {about(seconds)} if each has {scale.speed.device} to itself"
+        say(f"{len(left)} to train, {num_workers} at a time, in {duration}. Ctrl-C stops; the same command goes on.")
     machine = Machine(runs, data, num_workers, threads, device, ranks)
     with GridView(make_console(), total=len(todo), done=done) as view:
         summary = run_grid(todo, machine, view, retry_failed=retry_failed, command=shlex.join(sys.argv))
@@ -320,10 +345,3 @@ def _run(
         say(f"Stopped with {len(summary.done)} of {len(todo)} runs done. The same command goes on from there.")
         sys.exit(STOPPED)
     say(f"All {len(todo)} runs are done. Report: python run_ablation.py report {shlex.quote(name)} {options}".rstrip())
-
-
-def _check_sizes(settings: Settings, num_train: int) -> None:
-    if settings.batch_size > num_train:
-        raise SettingsError(
-            f"batch_size: {settings.batch_size} must be at most the {num_train} training images of {settings.data.name}"
-        )

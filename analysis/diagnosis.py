@@ -1,0 +1,390 @@
+"""What happened to a run, from its curves and settings: a verdict, the evidence, when it set in, and the usual causes.
+
+::
+
+    points, runs = load_runs("runs")
+    for diagnosis in diagnose_runs(points, runs):
+        print(diagnosis.run, diagnosis.verdict, *diagnosis.evidence, sep="\\n")
+
+The outcome in a run's result is its own record, made while it trained; this is the reader's finer view of the same
+curves. Every threshold below says whether it comes from theory or from data. docs/diagnosis.md explains the rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.causes import Cause, causes_of
+from analysis.curves import end_of, num_turns, residual, smooth, trailing
+from analysis.loss_scale import LossScale, loss_scale
+from simsiam.collapse import ONE_LINE_BELOW, collapse_threshold
+
+VERDICTS = (  # in the order in which one hides another
+    "divergence",
+    "complete collapse",
+    "oscillation",
+    "no convergence",
+    "dimensional collapse",
+    "slow optimisation",
+    "healthy",
+    "too early to say",
+)
+
+# Theory: half of the way from chance to the optimum. For the cosine it is 60 degrees between p and z.
+CONVERGED_FROM = 0.5
+# Theory: an exponential approach that needs a quarter of the run for its first half ends with 1/16 of the way ahead.
+SLOW_HALF_AFTER = 0.25
+# Convention: a loss that gains a tenth of the way in the second half of a run is still falling.
+STILL_FALLING = 0.1
+# Theory: half as many directions, a bit less of entropy in the spectrum, than the network had before its first step.
+SHARE_OF_UNTRAINED_RANK = 0.5
+# Convention: swings smaller than a twentieth of the way from chance to the optimum are of no account. The other limit,
+# the noise that the draw of batches explains, is theory: see LossScale.sampling_noise.
+SMALLEST_SWING = 0.05
+NUM_TURNS = 4  # two whole swings: fewer are a bump
+# Theory: ten times as far above the optimum as chance is; no normalised loss starts there.
+DIVERGED_FROM = -9.0
+# Convention: what has to be logged before a curve is judged, and how much of the run has to be over.
+NUM_POINTS = 8
+NUM_IN_A_ROW = 3
+SHARE_OF_RUN = 0.25
+
+Curve = NDArray[np.float64]  # (n, 3): step, epoch, value
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the curves show."""
+
+    verdict: str
+    evidence: tuple[str, ...]
+    step: float = math.nan  # when it set in; NaN where that means nothing
+    epoch: float = math.nan
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What happened to a run."""
+
+    run: str
+    verdict: str  # one of VERDICTS
+    evidence: tuple[str, ...]  # sentences with numbers
+    step: float  # when it set in, NaN for healthy and too early to say
+    epoch: float
+    also: tuple[Finding, ...]  # what else the curves show
+    causes: tuple[Cause, ...]  # that this run's settings show
+    other_causes: tuple[Cause, ...]  # known for the verdict, but not in this run's settings
+    recorded: str | None  # the outcome in its result
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; NaN is None."""
+        return {
+            "run": self.run,
+            "verdict": self.verdict,
+            "set_in": {"step": _plain(self.step), "epoch": _plain(self.epoch)},
+            "evidence": list(self.evidence),
+            "also": [
+                {"verdict": one.verdict, "set_in": {"step": _plain(one.step), "epoch": _plain(one.epoch)}}
+                | {"evidence": list(one.evidence)}
+                for one in self.also
+            ],
+            "causes": [_cause(cause) for cause in self.causes],
+            "other_causes": [_cause(cause) for cause in self.other_causes],
+            "recorded_outcome": self.recorded,
+        }
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _cause(cause: Cause) -> dict[str, str]:
+    return {"setting": cause.setting, "why": cause.why, "study": cause.study, "where": cause.where}
+
+
+def diagnose_runs(points: pd.DataFrame, runs: pd.DataFrame) -> list[Diagnosis]:
+    """The diagnosis of each row of ``runs``, see :func:`analysis.load_runs`."""
+    by_run = dict(iter(points.groupby("run", sort=False)))
+    return [diagnose(by_run.get(row["run"], points.iloc[:0]), row) for row in runs.to_dict("records")]
+
+
+def diagnose(points: pd.DataFrame, run: Mapping[Any, Any]) -> Diagnosis:
+    """What happened to one run: its rows of the frame of points, and its row of the frame of runs."""
+    signs = _Signs(points, run)
+    found = sorted(_findings(signs), key=lambda finding: VERDICTS.index(finding.verdict))
+    first = found[0]
+    shown, others = causes_of(first.verdict, run)
+    recorded = run.get("outcome")
+    return Diagnosis(
+        run=str(run["run"]),
+        verdict=first.verdict,
+        evidence=(*first.evidence, *_context(signs)),
+        step=first.step,
+        epoch=first.epoch,
+        also=tuple(found[1:]),
+        causes=shown,
+        other_causes=others,
+        recorded=recorded if isinstance(recorded, str) else None,
+    )
+
+
+@dataclass
+class _Signs:
+    """The curves of a run, and what its settings say they are to be judged against."""
+
+    points: pd.DataFrame
+    run: Mapping[Any, Any]
+    loss: Curve = field(init=False)
+    std: Curve = field(init=False)
+    rank: Curve = field(init=False)
+    area: Curve = field(init=False)
+    knn: Curve = field(init=False)
+    scale: LossScale | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loss, self.std = self.curve("loss"), self.curve("z_std_relative")
+        self.rank, self.area = self.curve("effective_rank"), self.curve("explained_variance_area")
+        self.knn = self.curve("knn_top1")
+        self.scale = loss_scale(self.run, self.loss[0, 2] if len(self.loss) else math.nan)
+
+    def curve(self, name: str) -> Curve:
+        """The finite values of a column; none if nothing of that name was logged."""
+        if name not in self.points:
+            return np.empty((0, 3))
+        values: Curve = self.points[["step", "epoch", name]].to_numpy(float)
+        return values[np.isfinite(values).all(axis=1)]
+
+    def number(self, name: str) -> float:
+        value = self.run.get(name)
+        return float(value) if isinstance(value, int | float) else math.nan
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.run.get("state") == "done")
+
+    @property
+    def share(self) -> float:
+        """How much of the planned run is over, 0 to 1."""
+        if self.ended:
+            return 1.0
+        share = self.number("epoch") / self.number("epochs") if self.number("epochs") > 0 else 0.0
+        return share if math.isfinite(share) else 0.0
+
+
+def _findings(signs: _Signs) -> Iterator[Finding]:
+    """All that the curves show, in no order; something in any case."""
+    trouble = [*_divergence(signs), *_complete_collapse(signs)]
+    yield from trouble
+    if len(signs.loss) < NUM_POINTS or signs.share < SHARE_OF_RUN:
+        if not trouble:
+            yield Finding("too early to say", (_how_far(signs),))
+        return
+    more = [*_oscillation(signs), *_dimensional_collapse(signs)] if not trouble else []
+    more += _convergence(signs) if not trouble else []
+    yield from more
+    if trouble or more:
+        return
+    if signs.scale is None:
+        yield Finding("too early to say", ("Its settings are not known, so that its loss has no scale.",))
+    elif (
+        not signs.ended and signs.scale.level_tells and end_of(signs.scale.progress(signs.loss[:, 2])) < CONVERGED_FROM
+    ):
+        yield Finding("too early to say", (_how_far(signs), _loss_sentence(signs, signs.scale)))
+    else:
+        yield Finding("healthy", (*_std_sentences(signs), _loss_sentence(signs, signs.scale), *_rank_sentences(signs)))
+
+
+def _has_converged(loss: Curve, scale: LossScale) -> bool:
+    return bool(scale.progress(end_of(loss[:, 2])) >= CONVERGED_FROM)
+
+
+# --- the rules ---------------------------------------------------------------------------------------------------
+
+
+def _divergence(signs: _Signs) -> Iterator[Finding]:
+    marked = signs.points[signs.points["diverged"]] if "diverged" in signs.points else signs.points.iloc[:0]
+    if len(marked):
+        step, epoch = float(marked["step"].iloc[0]), float(marked["epoch"].iloc[0])
+        evidence = [f"The loss was NaN or infinite in step {step:,.0f}."]
+        if len(signs.loss):
+            evidence.append(f"The last loss before it was {signs.loss[-1, 2]:.4g}, the first {signs.loss[0, 2]:.4g}.")
+        yield Finding("divergence", tuple(evidence), step, epoch)
+    elif signs.run.get("outcome") == "diverged":
+        yield Finding("divergence", ("Its result says that it diverged; the curves do not show where.",))
+    elif signs.scale is not None and len(signs.loss):
+        low = signs.scale.progress(signs.loss[:, 2]) < DIVERGED_FROM
+        start = trailing(low)
+        if start < len(low):
+            text = f"The loss is {signs.loss[-1, 2]:.4g}: more than ten times as far from {signs.scale.optimum_text}"
+            yield Finding("divergence", (f"{text} as chance ({signs.scale.chance_text}).",), *signs.loss[start, :2])
+
+
+def _complete_collapse(signs: _Signs) -> Iterator[Finding]:
+    """The std below its threshold from some point on to the last (Fig. 2)."""
+    start = trailing(signs.std[:, 2] < threshold_of(signs.run))
+    if len(signs.std) - start >= NUM_IN_A_ROW:
+        evidence = [*_std_sentences(signs), *_rank_sentences(signs)]
+        if signs.scale is not None and len(signs.loss):
+            evidence.insert(1, _loss_sentence(signs, signs.scale))
+        yield Finding("complete collapse", tuple(evidence), *signs.std[start, :2])
+
+
+def threshold_of(run: Mapping[Any, Any]) -> float:
+    """The relative std below which this run's z is collapsed; that of an affine output BN if settings are missing."""
+    batch_size = run.get("batch_size")
+    known = isinstance(batch_size, int | float) and batch_size > 0
+    return collapse_threshold(
+        int(batch_size) if known else 1,  # type: ignore[arg-type]
+        bn_output=known and run.get("projector.bn_output") is True,
+        bn_output_affine=run.get("projector.bn_output_affine") is not False,
+    )
+
+
+def _dimensional_collapse(signs: _Signs) -> Iterator[Finding]:
+    """The std is healthy, but z uses few directions, by the effective rank or the area under explained variance."""
+    trained = signs.rank[signs.rank[:, 0] > 0]
+    limit, limit_text = rank_limit(signs)
+    start = trailing(trained[:, 2] < limit)
+    if len(trained) - start >= min(2, max(len(trained), 1)):
+        text = f"The effective rank of z is {trained[-1, 2]:.1f} at the end, below {limit:.1f}: {limit_text}."
+        highest = f"It was {signs.rank[0, 2]:.1f} when first measured, and {signs.rank[:, 2].max():.1f} at its highest."
+        yield Finding("dimensional collapse", (text, highest, *_std_sentences(signs)), *trained[start, :2])
+        return
+    area = signs.area
+    if len(area) > 2:  # k of d equal directions have an area of 1 - k / 2d
+        left = (1 - area[:, 2]) / max(1 - area[0, 2], 1e-12)
+        start = trailing(left < SHARE_OF_UNTRAINED_RANK)
+        if len(area) - start >= 2:
+            text = f"The area under the cumulative explained variance rose from {area[0, 2]:.3f} to {area[-1, 2]:.3f}:"
+            text += f" {left[-1]:.2f} times as many directions as at first (limit {SHARE_OF_UNTRAINED_RANK})."
+            yield Finding("dimensional collapse", (text, *_std_sentences(signs)), *area[start, :2])
+
+
+def rank_limit(signs: _Signs) -> tuple[float, str]:
+    """The effective rank below which too few directions are left, and where it comes from."""
+    limits = [(ONE_LINE_BELOW, "all of z lies on one line")]
+    if len(signs.rank) and signs.rank[0, 0] == 0:
+        untrained = signs.rank[0, 2]
+        limits.append((SHARE_OF_UNTRAINED_RANK * untrained, f"half of the untrained network's {untrained:.1f}"))
+    chance = signs.number("reference_chance")
+    if 0 < chance < 100:  # theory: with fewer directions than bits, signs alone cannot tell the classes apart
+        classes = 100 / chance
+        limits.append((math.log2(classes), f"the {math.log2(classes):.1f} bits that tell {classes:.0f} classes apart"))
+    return max(limits)
+
+
+def _oscillation(signs: _Signs) -> Iterator[Finding]:
+    """The loss goes up and down by more than the draw of batches explains (Table 3d), in the second half of the run."""
+    if signs.scale is None:
+        return
+    late = signs.loss[len(signs.loss) // 2 :]
+    if len(late) < 2 * NUM_POINTS:
+        return
+    swings = residual(late[:, 2])
+    noise = signs.scale.sampling_noise(float(np.mean(late[:, 2])))
+    limit = max(SMALLEST_SWING * signs.scale.span, noise)
+    size, turns = float(np.sqrt(np.mean(swings**2))), num_turns(swings, 2 * limit)
+    if size <= limit or turns < NUM_TURNS:
+        return
+    whole = residual(signs.loss[:, 2])
+    first = int(np.argmax(np.abs(whole) > 2 * limit)) if (np.abs(whole) > 2 * limit).any() else len(signs.loss) // 2
+    yield Finding(
+        "oscillation",
+        (
+            f"In the second half the loss swings by {size:.3g} (rms) around its best monotone curve, turning"
+            f" {turns} times; the draw of batches of {signs.scale.batch_size} explains at most {noise:.3g}.",
+            _loss_sentence(signs, signs.scale),
+            *_std_sentences(signs),
+        ),
+        *signs.loss[first, :2],
+    )
+
+
+def _convergence(signs: _Signs) -> Iterator[Finding]:
+    """Whether the loss came from chance to its optimum, and how fast; of runs that have ended."""
+    if signs.scale is None or not signs.ended:
+        return
+    sentence = _loss_sentence(signs, signs.scale)
+    progress = signs.scale.progress(smooth(signs.loss[:, 2]))
+    if not signs.scale.level_tells:
+        if end_of(progress) < -SMALLEST_SWING:
+            yield Finding("no convergence", (sentence, "That is worse than chance.", *_std_sentences(signs)))
+        return
+    warmup = signs.number("optimizer.warmup_epochs")
+    epochs = signs.loss[:, 1] - (warmup if math.isfinite(warmup) else 0)
+    half = np.flatnonzero(progress >= CONVERGED_FROM)
+    quarter = len(progress) // 4
+    gain = float(progress[-max(quarter, 1) :].mean() - progress[quarter : 2 * quarter + 1].mean())
+    if end_of(progress) < CONVERGED_FROM:
+        text = f"It gained {gain:.2f} of the way from the second to the last quarter of the run"
+        if gain >= STILL_FALLING:
+            yield Finding("slow optimisation", (sentence, f"{text}, and is still falling.", *_std_sentences(signs)))
+        else:
+            yield Finding("no convergence", (sentence, f"{text}.", *_std_sentences(signs)))
+    elif epochs[half[0]] > SLOW_HALF_AFTER * max(epochs[-1], 1e-12):
+        text = (
+            f"It took {epochs[half[0]]:.3g} of {epochs[-1]:.3g} epochs after the warm-up for the first half of the way"
+        )
+        yield Finding("slow optimisation", (f"{text} from chance to the optimum.", sentence, *_std_sentences(signs)))
+
+
+# --- sentences ---------------------------------------------------------------------------------------------------
+
+
+def _std_sentences(signs: _Signs) -> list[str]:
+    if not len(signs.std):
+        return []
+    threshold = threshold_of(signs.run)
+    end = end_of(signs.std[:, 2])
+    side = "below" if end < threshold else "above"
+    found = [f"The std of z/|z| is {end:.2f} / sqrt(d) at the end, {side} the limit {threshold:.2f}."]
+    if signs.run.get("projector.bn_output") is True and signs.run.get("projector.bn_output_affine") is False:
+        found.append("Its output BN has no scale and shift, which hides a collapse from the std: see the rank.")
+    return found
+
+
+def _rank_sentences(signs: _Signs) -> list[str]:
+    if not len(signs.rank):
+        return []
+    first, last, highest = signs.rank[0, 2], signs.rank[-1, 2], signs.rank[:, 2].max()
+    return [f"The effective rank of z went from {first:.1f} to {last:.1f}, with {highest:.1f} at its highest."]
+
+
+def _loss_sentence(signs: _Signs, scale: LossScale) -> str:
+    end = end_of(signs.loss[:, 2])
+    if not scale.level_tells:
+        return (
+            f"The loss ({scale.name}) is {end:.3g} at the end; chance is {scale.chance:.3g} ({scale.chance_text})."
+            " How low it can get depends on the scale of z, so that its level does not tell how far training came."
+        )
+    return (
+        f"The loss ({scale.name}) is {end:.3g} at the end: {scale.progress(end):.2f} of the way from chance"
+        f" ({scale.chance:.3g}: {scale.chance_text}) to {scale.optimum_text} ({scale.optimum:.3g})."
+    )
+
+
+def _how_far(signs: _Signs) -> str:
+    epoch, epochs = signs.number("epoch"), signs.number("epochs")
+    of_run = "" if math.isnan(epoch) or math.isnan(epochs) else f" of {epoch:.2f} of {epochs:g} epochs"
+    return f"{len(signs.loss)} losses are logged{of_run}."
+
+
+def _context(signs: _Signs) -> Iterator[str]:
+    """The accuracy, and how it is to be read: it decides nothing (footnote 4)."""
+    if not len(signs.knn):
+        return
+    last, untrained, chance = signs.knn[-1, 2], signs.number("untrained_knn_top1"), signs.number("reference_chance")
+    others = [("untrained", untrained), ("chance", chance)]
+    known = ", ".join(f"{name} {value:.1f} %" for name, value in others if not math.isnan(value))
+    yield f"kNN accuracy is {last:.1f} %{f' ({known})' if known else ''}."
+    if last < 2 * chance:
+        yield "Accuracy near chance is not by itself a collapse (footnote 4)."
+    elif last <= untrained:
+        yield "That is not above the untrained network: nothing that kNN sees was learnt."

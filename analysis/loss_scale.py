@@ -1,0 +1,88 @@
+"""What a loss is measured against: its own optimum and its own chance level, never those of another loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """The two ends of a loss, in its own unit."""
+
+    name: str
+    chance: float  # what views that have nothing to do with each other give
+    optimum: float  # the best that can be reached
+    chance_text: str  # how the two follow from the settings
+    optimum_text: str
+    batch_size: int
+
+    @property
+    def level_tells(self) -> bool:
+        """Whether the level of the loss tells how far training came.
+
+        A cross-entropy is at least the entropy of softmax(z), which is anything from 0 to log d, by the scale of z.
+        """
+        return self.name != "cross-entropy"
+
+    @property
+    def span(self) -> float:
+        return self.chance - self.optimum
+
+    def progress(self, loss: Any) -> Any:
+        """Share of the way from chance (0) to the optimum (1) of a loss, or of an array of them."""
+        return (self.chance - loss) / self.span
+
+    def sampling_noise(self, mean: float) -> float:
+        """The most by which the draw of a batch alone can make its mean loss vary: a standard deviation.
+
+        Cosine: a mean over B values in [-1, 1] around ``mean``, whose variance is at most (1 - mean)(1 + mean)
+        (Bhatia and Davis 2000). The others are -log of a probability: if that is spread evenly, 1 nat an image.
+        """
+        of_image = math.sqrt(max((1 - mean) * (1 + mean), 0.0)) if self.name == "cosine" else 1.0
+        return of_image / math.sqrt(self.batch_size)
+
+
+def loss_scale(settings: Mapping[str, Any], first_loss: float) -> LossScale | None:
+    """The scale of a run's loss, from its settings by dotted path; None if they are not known.
+
+    ``first_loss`` is the loss of the first logged step: the only reference that an unnormalised distance has.
+    """
+    try:
+        ends = _ends(settings, first_loss)
+        batch_size = int(settings["batch_size"])
+    except (KeyError, TypeError, ValueError, OverflowError):  # damaged settings
+        return None
+    if ends is None or not (math.isfinite(ends[0]) and ends[0] - ends[2] > 0 and 0 < batch_size <= 10**9):
+        return None
+    chance, chance_text, optimum, optimum_text = ends
+    return LossScale(str(settings["loss.name"]), chance, optimum, chance_text, optimum_text, batch_size)
+
+
+def _ends(settings: Mapping[str, Any], first_loss: float) -> tuple[float, str, float, str] | None:
+    """Chance and how it comes about, optimum and how it comes about."""
+    name = settings["loss.name"]
+    if name == "cosine":
+        return 0.0, "0, of independent directions", -1.0, "its minimum -1"
+    if name == "squared-distance":
+        return first_loss, "its value in the first step", 0.0, "its minimum 0"
+    if name == "cross-entropy":
+        # A z of unit variance, which the output BN starts with: the entropy of its softmax is log d - 1/2.
+        uniform = math.log(int(settings["projector.output_dim"]))
+        return uniform, "log d, of uniform distributions", uniform - 0.5, "log d - 1/2, of agreeing z of unit variance"
+    if name == "nt-xent":
+        num_others, text = 2 * int(settings["batch_size"]) - 2, "log(2N - 1), of keys that are all alike"
+    elif name == "info-nce":
+        num_others, text = int(settings["target.queue_size"]), "log(1 + K), of keys that are all alike"
+    elif name == "swapped-prediction":
+        num_others, text = int(settings["target.num_prototypes"]) - 1, "log of the number of prototypes"
+    else:
+        return None
+    if num_others < 1:
+        return None
+    # The positive at cosine 1 and all others at right angles to it: as good as many directions allow.
+    temperature = float(settings["loss.temperature"])
+    best = math.log1p(num_others * math.exp(-1 / temperature))
+    return math.log1p(num_others), text, best, "the value with all negatives at right angles"

@@ -1,0 +1,71 @@
+"""The node that a job runs on: whether it is as the profile asks for, and images on its own disk. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from experiments.launches import Launch
+from experiments.local import num_cores
+from experiments.provenance import ROOT
+from experiments.store import StoreError
+from simsiam.config import DataSettings, config_id
+from simsiam.data import fingerprint, prepared_paths
+
+
+def check_node(launch: Launch) -> None:
+    """Raises StoreError for what would make every cell of this job fail, or its numbers differ."""
+    profile, node = launch.cluster.profile, os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    if launch.path / "code" != ROOT:
+        raise StoreError(f"{node}: runs the code in {ROOT}, not the launch's copy: PYTHONPATH was changed by `setup`?")
+    if num_cores() < profile.cpus_per_task:
+        raise StoreError(
+            f"cpus_per_task: {profile.cpus_per_task} were asked for, but this job may use only {num_cores()} of {node}"
+            f"  [{launch.cluster.at('cpus_per_task')}]"
+        )
+    visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    if profile.on_gpu and len(visible) < profile.gpus_per_task:
+        raise StoreError(
+            f"gpus_per_task: {profile.gpus_per_task} were asked for, but SLURM gave {len(visible)} on {node}"
+            f"  [{launch.cluster.at('gpus_per_task')}]"
+        )
+    data = Path(launch.spec["data"])
+    for planned in {cell.planned.cell.settings.data: cell.planned for cell in launch.cells}.values():
+        settings = planned.cell.settings
+        found = fingerprint(settings.data, data)
+        if found is None:
+            raise StoreError(
+                f"{data}: the images of {settings.data.name} are not there on {node}; --data must name a folder that"
+                f" every node sees  [{launch.cluster.at('data')}]"
+            )
+        if config_id(settings, found) != planned.config_id:
+            raise StoreError(f"{data}: other images of {settings.data.name} are there on {node} than at the launch")
+
+
+def images_on_the_node(launch: Launch) -> Path:
+    """Where to read images from: the launch's place, or a copy of it on the node's own disk if the profile says so."""
+    source = Path(launch.spec["data"])
+    if launch.cluster.profile.local_data is None:
+        return source
+    target = Path(os.path.expandvars(launch.cluster.profile.local_data))
+    copy_images({cell.planned.cell.settings.data for cell in launch.cells}, source, target)
+    return target
+
+
+def copy_images(data_sets: Iterable[DataSettings], source: Path, target: Path) -> None:
+    """Copy prepared data sets from one place to another, unless they are there. Many jobs may do so at once."""
+    for settings in data_sets:
+        if fingerprint(settings, target) == fingerprint(settings, source):
+            continue
+        for path in prepared_paths(settings):  # what says that they are there comes last
+            aside = target / f".{path.name}.{secrets.token_hex(4)}"
+            (target / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source / path, aside)
+            try:
+                os.rename(aside, target / path)
+            except OSError:  # another job of this node was first
+                shutil.rmtree(aside)

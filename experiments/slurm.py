@@ -1,0 +1,311 @@
+"""The launcher for clusters: cells fanned out over SLURM jobs, through submitit.
+
+Every submission is a *round* of a launch: arrays of workers that pull cells from the launch's frozen list, and a small
+follow-up job that waits for them and starts another round for what they left undone. Jobs are submitted held, recorded
+durably, then released: a launcher that dies in between leaves nothing running that nobody knows of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from experiments import scheduler
+from experiments.cluster import Cluster
+from experiments.job import follow_up, work
+from experiments.launches import Launch, LaunchCell, all_launches
+from experiments.scheduler import Job, SlurmError
+from experiments.store import Json, is_process_alive
+
+FOLLOW_UP = ".next"  # ends the name of the follow-up job
+# What sbatch says, and the key of a profile that it is about.
+BLAME = {
+    "account": "account", "partition": "partition", "qos": "qos", "feature": "constraint", "constraint": "constraint",
+    "time limit": "time_limit", "memory": "memory", "generic resource": "gpus_per_task", "gres": "gpus_per_task",
+    "node count": "nodes", "cpu count": "cpus_per_task", "node configuration": "gpus_per_task",
+    "unrecognized option": "options", "invalid option": "options",
+}  # fmt: skip
+LIMITS = ("submit limit", "submitjob", "jobs limit", "job count limit", "maxsubmit", "maxjobs", "job limit")
+
+
+class _Executor(submitit.SlurmExecutor):  # type: ignore[misc, unused-ignore]
+    @classmethod
+    def affinity(cls) -> int:
+        return 2  # a dry run writes the script without SLURM; sbatch itself says when it is missing
+
+
+def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up: bool) -> str:
+    """Submit workers for some cells of a launch. Returns a note for the user, empty if all went in.
+
+    Raises SlurmError if SLURM refuses, with the line of the profile that it is about; then nothing of this round is
+    left in the queue.
+    """
+    limit = int(scheduler.settings().get("MaxArraySize", "1001"))
+    number = max((content["number"] for content in launch.rounds()), default=0) + 1
+    content: Json = {"number": number, "jobs": [], "follow_up": None, "complete": False, "released": False}
+    launch.write_round(content)
+    note = ""
+    try:
+        planned = list(arrays(launch, cells, limit))
+        for indices, executor in planned:
+            try:
+                job = _submit(executor, indices, planned[-1][0].stop, launch)
+            except FailedJobError as error:
+                if not (content["jobs"] and _is_limit(error)):
+                    raise
+                note = f"SLURM takes no more jobs of yours now ({_message(error)}); the others take up the cells"
+                break
+            content["jobs"].append(job)
+            launch.write_round(content)
+        if with_follow_up:
+            try:
+                content["follow_up"] = _submit_follow_up(launch, content["jobs"])
+            except FailedJobError as error:
+                note = f"the follow-up job was refused ({_message(error)}): `launch` again when the jobs have ended"
+    except (FailedJobError, FailedSubmissionError) as error:
+        refusal = explained(_message(error), launch.cluster)
+        if scheduler.is_away(refusal):  # whether it has taken the jobs or not: the next launch cancels them
+            raise refusal from None
+        scheduler.scancel(content["jobs"])
+        launch.write_round({**content, "complete": True, "released": True, "refused": _message(error)})
+        raise refusal from None
+    except FileNotFoundError:
+        raise SlurmError("sbatch: no such command: there is no SLURM here. `launch` needs a login node") from None
+    launch.write_round({**content, "complete": True})
+    return "; ".join(text for text in (note, _release(launch, {**content, "complete": True})) if text)
+
+
+def _release(launch: Launch, content: Json) -> str:
+    """Let the jobs of a round start. Returns what SLURM has to say against it, empty if nothing."""
+    complaints = []
+    for job in content["jobs"]:
+        try:
+            scheduler.release(job)
+        except SlurmError as error:
+            if scheduler.is_away(error):
+                raise SlurmError(f"{error}. The jobs are submitted, but held: `launch` again lets them start") from None
+            complaints.append(str(error))  # it may start, but nothing there now can run it
+    launch.write_round({**content, "released": True})
+    if not complaints:
+        return ""
+    path = launch.cluster.document.path
+    return f"SLURM says of the jobs: {complaints[0]}. If they stay in the queue, they ask for too much  [{path}]"
+
+
+def arrays(launch: Launch, cells: Sequence[LaunchCell], limit: int) -> Iterator[tuple[range, submitit.SlurmExecutor]]:
+    """The arrays of a round, each with its tasks' numbers: cells of one shape share an array, up to MaxArraySize."""
+    first = 0
+    profile = launch.cluster.profile
+
+    def shape(cell: LaunchCell) -> int:
+        return cell.ranks
+
+    for ranks, alike in groupby(sorted(cells, key=shape), key=shape):
+        num_cells = len(list(alike))
+        if profile.cells_per_task is not None:
+            left = math.ceil(num_cells / profile.cells_per_task)
+        else:
+            left = min(profile.array_parallelism, math.ceil(num_cells / profile.cells_at_once))
+        while left > 0:
+            num_tasks = min(left, limit)
+            yield range(first, first + num_tasks), _workers(launch, ranks)
+            first, left = first + num_tasks, left - num_tasks
+
+
+def _workers(launch: Launch, ranks: int) -> submitit.SlurmExecutor:
+    profile = launch.cluster.profile
+    executor = _executor(launch)
+    executor.update_parameters(
+        job_name=launch.id,
+        nodes=profile.nodes,
+        ntasks_per_node=ranks // profile.nodes,
+        cpus_per_task=profile.cpus_per_task,
+        time=profile.time_limit,
+        array_parallelism=profile.array_parallelism,
+        signal_delay_s=profile.grace,
+        # srun does not inherit --cpus-per-task from 22.05 to 23.11.
+        srun_args=[f"--cpus-per-task={profile.cpus_per_task}", "--kill-on-bad-exit=1"],
+        additional_parameters={"hold": True, "requeue": True, "chdir": launch.path, **_flags(profile.options)},
+        **_given(
+            partition=profile.partition,
+            account=profile.account,
+            qos=profile.qos,
+            constraint=profile.constraint,
+            mem=profile.memory,
+            gpus_per_node=profile.gpus_per_task * profile.tasks_per_node or None,
+        ),
+    )
+    return executor
+
+
+def submit_probe(
+    launch: Launch, function: Callable[..., None], *arguments: str, tasks: int, minutes: int, warning: int
+) -> str:
+    """Submit a small job with what the profile asks for, to find something out. Raises SlurmError if refused."""
+    profile = launch.cluster.profile
+    executor = _workers(launch, profile.nodes)
+    options = {name: value for name, value in executor.parameters["additional_parameters"].items() if name != "hold"}
+    executor.update_parameters(
+        nodes=1,
+        ntasks_per_node=tasks,
+        time=minutes,
+        signal_delay_s=warning,
+        additional_parameters=options,
+        **_given(gpus_per_node=profile.gpus_per_task * tasks or None),
+    )
+    try:
+        with _clean_environment():
+            return str(executor.submit(function, *arguments).job_id)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise explained(_message(error), launch.cluster) from None
+
+
+def _submit_follow_up(launch: Launch, jobs: Sequence[str]) -> str:
+    profile = launch.cluster.profile
+    executor = _executor(launch)
+    executor.update_parameters(
+        job_name=launch.id + FOLLOW_UP,
+        nodes=1,
+        ntasks_per_node=1,
+        cpus_per_task=1,
+        time=15,
+        use_srun=False,  # a job step may not submit jobs everywhere
+        dependency=f"afterany:{':'.join(jobs)}",
+        additional_parameters={"requeue": True, "chdir": launch.path, **_flags(profile.follow_up_options)},
+        **_given(partition=profile.partition, account=profile.account, qos=profile.qos),
+    )
+    with _clean_environment():
+        return str(executor.submit(follow_up, str(launch.path)).job_id)
+
+
+def _executor(launch: Launch) -> submitit.SlurmExecutor:
+    # Until work() sees to them, TERM and USR2 must not kill the interpreter: a job that ends by itself while it is
+    # being preempted is not queued again.
+    guard = 'trap \'\' TERM USR2; exec "$0" "$@"'
+    executor = _Executor(launch.path / "jobs", python=f"bash -c {shlex.quote(guard)} {shlex.quote(sys.executable)}")
+    executor.update_parameters(
+        stderr_to_stdout=True,
+        wckey=None,
+        setup=[
+            "trap '' TERM USR2",
+            *launch.cluster.profile.setup,
+            f"export PYTHONPATH={shlex.quote(str(launch.path / 'code'))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        ],
+    )
+    return executor
+
+
+def _submit(executor: submitit.SlurmExecutor, indices: range, total: int, launch: Launch) -> str:
+    """Submit an array; an array of one is a plain job. Returns its id without the number of a task."""
+    with _clean_environment():
+        jobs = executor.map_array(work, [str(launch.path)] * len(indices), indices, [total] * len(indices))
+    return str(jobs[0].job_id).partition("_")[0]
+
+
+def script(launch: Launch, cells: Sequence[LaunchCell]) -> str:
+    """The sbatch script of the first array, for a dry run."""
+    indices, executor = next(arrays(launch, cells, 1001))
+    if len(indices) > 1:
+        executor.parameters["map_count"] = len(indices)
+    text: str = executor._make_submission_file_text(executor._submitit_command_str, "dry-run")
+    return text
+
+
+def _given(**parameters: Any) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _flags(options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+    return {name.lstrip("-"): value for name, value in options.items() if value is not False}
+
+
+@contextlib.contextmanager
+def _clean_environment() -> Iterator[None]:
+    """submitit calls sbatch in this process's environment, which the job inherits."""
+    before = dict(os.environ)
+    clean = scheduler.clean_environment()
+    for name in before.keys() - clean.keys():
+        del os.environ[name]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # what it prints is in its exception, too
+            yield
+    finally:
+        os.environ.update(before)
+
+
+# --- what sbatch says --------------------------------------------------------------------------------------------
+
+
+def _message(error: Exception) -> str:
+    """What sbatch printed, without submitit's frame around it."""
+    lines = [line for line in str(error).splitlines() if "sbatch: " in line] or str(error).splitlines()[-1:]
+    words = [line.partition("sbatch: ")[2] or line for line in lines]
+    return "; ".join(word.removeprefix("error: ").strip() for word in words)
+
+
+def _is_limit(error: Exception) -> bool:
+    return any(limit in _message(error).lower() for limit in LIMITS)
+
+
+def explained(message: str, cluster: Cluster) -> SlurmError:
+    """sbatch's refusal with the line of the profile that it is about."""
+    lower = message.lower()
+    key = next((key for words, key in BLAME.items() if words in lower), None)
+    place = f"  [{cluster.at(key)}]" if key else f"  [{cluster.document.path}]"
+    value = getattr(cluster.profile, key, None) if key else None
+    about = f"{key}: {value!r}: " if key and value is not None else ""
+    return SlurmError(f"{about}sbatch refuses: {message}{place}")
+
+
+# --- launches that are there already -----------------------------------------------------------------------------
+
+
+def jobs_of(launch: Launch, jobs: Sequence[Job]) -> list[Job]:
+    """Those of the user's jobs that are this launch's: by name, since ids are used again."""
+    return [job for job in jobs if job.name in (launch.id, launch.id + FOLLOW_UP)]
+
+
+def recover(runs: Path, jobs: Sequence[Job]) -> list[str]:
+    """Adopt or cancel what a launcher left that died while it submitted. Returns what was done, for the user."""
+    notes = []
+    for launch in all_launches(runs):
+        if launch.is_cancelled():
+            continue
+        for content in launch.rounds():
+            if content.get("released"):
+                continue
+            alive = is_process_alive(content.get("submitter", {}))
+            if alive is None:
+                host = content.get("submitter", {}).get("host")
+                notes.append(f"{launch.id}: was being submitted on {host}; if that died, `cancel` it by --launch")
+            elif not alive and content.get("complete"):
+                _release(launch, content)
+                notes.append(f"{launch.id}: its launcher died before it released the jobs; released now")
+            elif not alive:
+                orphans = jobs_of(launch, jobs)
+                scheduler.scancel([job.id for job in orphans])
+                launch.write_tombstone("its launcher died while it submitted")
+                launch.write_round({**content, "complete": True, "released": True})
+                notes.append(
+                    f"{launch.id}: its launcher died while it submitted; {len(orphans)} held job(s) of it cancelled"
+                )
+    return notes
+
+
+def cancel(launch: Launch, jobs: Sequence[Job]) -> int:
+    """Tombstone first, so that no job queues itself again; then its jobs. Returns how many there were."""
+    launch.write_tombstone("cancelled by its user")
+    mine = jobs_of(launch, jobs)
+    scheduler.scancel([job.id for job in mine])
+    return len(mine)

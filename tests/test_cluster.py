@@ -1,0 +1,283 @@
+"""Cluster profiles, launch folders and what is shown of them, without a SLURM."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from experiments import scheduler
+from experiments.cluster import Profile, cluster_names, load_cluster, minutes_from, warnings
+from experiments.documents import read
+from experiments.job import in_order
+from experiments.launches import Launch
+from experiments.node import copy_images
+from experiments.overview import Overseer
+from experiments.plan import make_plan
+from experiments.slurm import explained
+from experiments.store import DEAD_AFTER, Heartbeats, RunFolder, slurm_job
+from experiments.study import load_scale, load_study
+from simsiam import checkpoint
+from simsiam.config import Settings, SettingsError, validate
+from simsiam.data import load, prepare
+from tests.conftest import Command
+
+CELL = ["--scale", "smoke", "--set", "data.num_train=320", "--set", "evaluation.bank_size=200", "--set", "epochs=1"]
+
+
+@pytest.mark.parametrize("name", cluster_names())
+def test_the_examples_are_profiles_with_a_word_on_what_they_are(name: str) -> None:
+    cluster = load_cluster(name)
+    assert cluster.profile.description
+    assert warnings(cluster) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    # As sbatch's manual has it: minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes ...
+    [("30:00", 30), ("30:01", 31), ("4:00:00", 240), ("2-0", 2880), ("1-12:30", 2190), ("0-0:00:59", 1), (90, 90)],
+)
+def test_times_are_read_as_slurm_reads_them(text: str | int, minutes: int) -> None:
+    assert Profile(time_limit=text).time_limit == minutes
+
+
+@pytest.mark.parametrize("text", ["soon", "4h", "", "-3:00:00"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        minutes_from(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("partiton: gpu", "partiton: no such key; did you mean 'partition'.*:1]"),
+        ("partition: gpu\ncpus_per_task: 0", "cpus_per_task: 0 is not allowed.*greater than or equal to 1.*:2]"),
+        ("time_limit: soon", "time_limit: 'soon' is not allowed: .*4:00:00.*:1]"),
+        ("memory: much", "memory: 'much' is not allowed.*:1]"),
+        ("options: {array: 3}", "options: .*--array cannot be set here.*:1]"),
+        ("device: cuda\ngpus_per_task: 0", "device: cuda needs gpus_per_task.*:1]"),
+        ("cells_per_gpu: 8\ncpus_per_task: 4", "cpus_per_task: 4 must be at least the 8 cells.*:2]"),
+        ("partition: a\npartition: b", ":2: partition is set a second time"),
+        ("- a", "a YAML mapping"),
+    ],
+)
+def test_a_wrong_profile_is_refused_with_its_line(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(content)
+    with pytest.raises(SettingsError) as error:
+        load_cluster(str(path))
+    assert re.search(message, str(error.value)), error.value
+    assert str(path) in str(error.value)
+
+
+def test_an_unknown_cluster_names_the_nearest() -> None:
+    with pytest.raises(SettingsError, match=r"one-gpo.*did you mean 'one-gpu'"):
+        load_cluster("one-gpo")
+
+
+def test_a_time_limit_shorter_than_a_checkpoint_interval_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("time_limit: 5\ncheckpoint_minutes: 10")
+    assert "shorter than a checkpoint interval" in warnings(load_cluster(str(path)))[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "key"),
+    [
+        ("Batch job submission failed: Invalid account or account/partition combination specified", "account"),
+        ("Batch job submission failed: Invalid qos specification", "qos"),
+        ("Batch job submission failed: Requested time limit is invalid (missing or exceeds some limit)", "time_limit"),
+        ("Batch job submission failed: Memory specification can not be satisfied", "memory"),
+    ],
+)
+def test_sbatch_s_words_lead_to_a_line(said: str, key: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("time_limit: 10\nmemory: 1G\nqos: q\naccount: a\npartition: p\n")
+    cluster = load_cluster(str(path))
+    line = read(path).lines[(key,)]
+    assert f"{path}:{line}]" in str(explained(said, cluster))
+
+
+def test_a_dry_run_shows_the_script_and_writes_nothing(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "partition: p\ngpus_per_task: 2\ncells_per_gpu: 2\nmemory: 7G\noptions: {nice: 5}\n"
+    )
+    done = command("launch", "stop-gradient", *CELL, "--seeds", "5", "--cluster", "c.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for line in (
+        "array=0-2%3",
+        "gpus-per-node=2",
+        "mem=7G",
+        "partition=p",
+        "nice=5",
+        "hold",
+        "requeue",
+        "signal=USR2@120",
+    ):
+        assert f"#SBATCH --{line}" in done.stdout
+    assert "--cpus-per-task=4 --kill-on-bad-exit=1" in done.stdout
+    assert "10 cells in 3 tasks of 1 array; 4 at a time in each task, 1 CPU threads for each" in done.stdout
+    assert {path.name for path in tmp_path.iterdir()} == {"c.yaml"}
+
+
+def test_the_environment_of_an_enclosing_job_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "SLURM_CONF", "MINE"):
+        monkeypatch.setenv(name, "7")
+    clean = scheduler.clean_environment()
+    assert clean["SLURM_CONF"] == clean["MINE"] == "7"
+    assert not clean.keys() & {"SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES"}
+
+
+def test_a_worker_begins_with_what_it_trained_before() -> None:
+    cells: Any = [type("Cell", (), {"planned": type("P", (), {"run_id": f"r{n}"})})() for n in range(6)]
+    order = [cell.planned.run_id for cell in in_order(cells, ["r1"], 0.5)]
+    assert order == ["r1", "r3", "r4", "r5", "r0", "r2"]
+
+
+@pytest.mark.parametrize("storage", ["memory", "files"])
+def test_images_are_copied_to_the_node_once(storage: str, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in ("a", "b"):
+            folder = tmp_path / "shared" / "mine" / split / label
+            folder.mkdir(parents=True)
+            for n in range(3):
+                Image.new("RGB", (20, 20), (40 * n, 9, 9)).save(folder / f"{n}.png")
+    values = {"data.name": "folder", "data.path": "mine", "data.storage": storage, "data.image_size": 16}
+    settings = validate({**values, "batch_size": 2}).data
+    prepared = prepare(settings, tmp_path / "shared")
+    copy_images([settings], tmp_path / "shared", tmp_path / "node")
+    assert load(settings, tmp_path / "node").fingerprint == prepared.fingerprint
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "node").rglob("*")}
+    copy_images([settings], tmp_path / "shared", tmp_path / "node")
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "node").rglob("*")}
+
+
+# --- who owns a run, when the owner is a job ---------------------------------------------------------------------
+
+
+def as_job(monkeypatch: pytest.MonkeyPatch, restart: int, job: str = "7") -> None:
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", job)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_JOB_ID", "99")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", str(restart))
+
+
+def test_a_restarted_job_takes_over_from_its_earlier_life_only(
+    small: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path, "aaa-s0")
+    as_job(monkeypatch, 0)
+    assert slurm_job()["job"] == "7_3"
+    first = run.claim(small(), Heartbeats(), retry_failed=False)
+    assert first is not None
+    first.write_state("running")
+    as_job(monkeypatch, 1, job="8")
+    assert run.claim(small(), Heartbeats(), retry_failed=False) is None  # another job, and this process lives
+    as_job(monkeypatch, 0)
+    assert run.claim(small(), Heartbeats(), retry_failed=False) is None
+    as_job(monkeypatch, 1)
+    assert run.claim(small(), Heartbeats(), retry_failed=False) is not None
+    with pytest.raises(RuntimeError, match="taken this run over"):
+        first.write_state("running")
+
+
+def elsewhere(run: RunFolder) -> None:
+    """The owner is on another machine, in a job."""
+    path = run.path / f"lease.{run.highest_lease()}"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "machine": "other", "job": "5_1"}))
+
+
+def test_a_heartbeat_on_another_machine_is_a_guess_until_it_is_seen_to_change(
+    small: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, watching = RunFolder(tmp_path, "aaa-s0"), Heartbeats()
+    attempt = run.claim(small(), Heartbeats(), retry_failed=False)
+    assert attempt is not None
+    attempt.write_state("running")
+    elsewhere(run)
+    assert (run.status(watching).state, run.status(watching).certain) == ("running", False)
+    attempt.write_state("running")
+    assert (run.status(watching).state, run.status(watching).certain) == ("running", True)
+    now = __import__("time").monotonic()
+    monkeypatch.setattr("experiments.store.time.monotonic", lambda: now + DEAD_AFTER + 1)
+    assert (run.status(watching).state, run.status(watching).certain) == ("interrupted", True)
+
+
+# --- what is shown -----------------------------------------------------------------------------------------------
+
+
+def test_lost_and_stalled_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = tmp_path / "runs"
+    made = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0], [], runs, tmp_path / "data")
+    launch = runs / ".launches" / "stop-gradient-20260101-000000-abcd"
+    launch.mkdir(parents=True)
+    spec = {"format": 1, "cells": [{"run": planned.run_id} for planned in made.cells]}
+    (launch / "spec.json").write_text(json.dumps(spec))
+    for planned in made.cells:
+        run = RunFolder(runs, planned.run_id)
+        attempt = run.claim(planned.cell.settings, Heartbeats(), retry_failed=False)
+        assert attempt is not None
+        attempt.progress = {"step": 3, "num_steps": 10, "images_per_s": 64.0, "still_seconds": 1.0}
+        attempt.write_state("running")
+        elsewhere(run)
+
+    def rows(jobs: object) -> list[tuple[str, str]]:
+        def asked() -> object:
+            if isinstance(jobs, Exception):
+                raise jobs
+            return jobs
+
+        monkeypatch.setattr(scheduler, "my_jobs", asked)
+        overview = Overseer(made).look()
+        return [(row.state, row.slurm) for row in overview.rows] + [("note", note) for note in overview.notes]
+
+    job = scheduler.Job("5_1", "me", "RUNNING", "None", "1:00", "n1", launch.name)
+    assert rows([job]) == [("running", "5_1 running")] * 2
+    assert rows([]) == [("lost", "")] * 2
+    # SLURM that does not answer is no reason to call anything lost.
+    assert rows(scheduler.SlurmError("away")) == [("running", "")] * 2 + [("note", "SLURM is not asked here: away")]
+    state = json.loads((run.path / "state.json").read_text())
+    (run.path / "state.json").write_text(json.dumps({**state, "still_seconds": 700.0}))
+    assert rows([job])[1] == ("stalled", "5_1 running")
+    assert Overseer(made).look().rows[0].left == pytest.approx((10 - 3) * 64 / 64.0)
+    held = scheduler.Job("6", "me", "PENDING", "launch failed requeued held", "", "", launch.name)
+    assert ("note", "job 6 is held (launch failed requeued held): scontrol release 6") in rows([job, held])
+
+
+# --- what is freed -----------------------------------------------------------------------------------------------
+
+
+def test_gc_frees_what_only_training_needs(command: Command, tmp_path: Path) -> None:
+    assert command("run", "stop-gradient", *CELL).returncode == 0
+    folder = next(path.parent for path in (tmp_path / "runs").glob("*/result.json"))
+    before = checkpoint.load(folder)
+    assert before is not None
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    asked = command("gc", input="n\n")
+    assert "Nothing was freed" in asked.stdout
+    assert sum(path.stat().st_size for path in folder.iterdir()) == size
+    assert "freed" in command("gc", "--yes").stdout
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 0.6 * size
+    after = checkpoint.load(folder)
+    assert after is not None
+    assert "optimizer" not in after
+    assert all(torch.equal(before["model"][name], after["model"][name]) for name in before["model"])
+    assert "nothing can be freed" in command("gc").stdout
+    assert command("evaluate", "stop-gradient", *CELL).returncode == 0
+    # Nothing of it can be trained on by mistake.
+    (folder / "result.json").unlink()
+    again = command("run", "stop-gradient", *CELL)
+    assert again.returncode == 1
+    assert "only the weights of this run were kept" in again.stderr
+
+
+def test_a_launch_folder_that_is_not_ours_is_said_to_be_so(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text('{"format": 99}')
+    with pytest.raises(RuntimeError, match="is not the folder of a launch"):
+        _ = Launch(tmp_path).spec
