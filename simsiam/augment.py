@@ -26,7 +26,7 @@ from simsiam.randomness import derive, uniform
 NUM_TRIES = 10  # RandomResizedCrop's, before it falls back to a central crop
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 TABLE = 2**21  # numbers in a table of resizing weights, at most: enough for images of 32x32
-BLOCK = 2**21  # numbers in the part of a batch that a CPU works on at a time: few calls, and still in the cache
+BLOCK = 2**20  # numbers in the part of a batch that a CPU works on at a time: few calls, and still in the cache
 
 
 @dataclass(frozen=True)
