@@ -1,6 +1,7 @@
 """All benchmarks, one process each: ``make bench``, or ``python -m benchmarks``.
 
-Each is a module of its own, which takes the same options, prints its table and writes it as CSV.
+Each is a module of its own, which prints its table and writes it as CSV. It runs in the environment that the program
+gives its own workers: ours and peers alike.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from experiments.pool import ENVIRONMENT
 
 # Those that compare with peers first, and what takes longest last.
 MODULES = (
@@ -26,12 +29,6 @@ MODULES = (
     "command",
     "time_to_accuracy",
 )
-# As the program's own workers, so that threads which wait for each other do not spin, and freed memory is kept.
-SURROUNDINGS = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),
-    "MALLOC_TRIM_THRESHOLD_": str(2**29),
-}
 
 
 def main() -> None:
@@ -48,7 +45,7 @@ def main() -> None:
     for name in options.only:
         started = time.perf_counter()
         done = subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", *arguments], env={**SURROUNDINGS, **os.environ}, check=False
+            [sys.executable, "-m", f"benchmarks.{name}", *arguments], env={**ENVIRONMENT, **os.environ}, check=False
         )
         failed += [name] * (done.returncode != 0)
         print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)

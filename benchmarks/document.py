@@ -46,7 +46,7 @@ def tables(folder: Path) -> str:
         first = rows[0]
         notes = list(dict.fromkeys(row["note"] for row in rows if row["note"]))
         parts.append(
-            f"### `python -m benchmarks.{name}`\n\n{first['machine']}; threads: {first['threads']};"
+            f"### `python -m benchmarks --only {name}`\n\n{first['machine']}; threads: {first['threads']};"
             f" {first['clock']} time; {first['repeats']} repeats."
             f"{''.join(f' {note[0].upper()}{note[1:]}.' for note in notes)}\n\n" + "\n".join([HEADER, *map(line, rows)])
         )
