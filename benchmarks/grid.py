@@ -68,7 +68,7 @@ def main() -> None:
         "cells/s",
         Contender("ours, two warm workers", ours, len(rates)),
         [(Contender("one process a cell, one after another", peer, len(rates)), Reach(1.5))],
-        repeats=3 if bench.quick else 5,
+        repeats=2 if bench.quick else 5,
         clock="wall",
         warm_up=False,
     )

@@ -64,7 +64,7 @@ def main() -> None:
             "s of CPU time a step",
             Contender("ours", ours, steps),
             [(Contender("bare loop", lambda: bare_loop(settings, dataset), steps), Reach(1.03, at_least=False))],
-            repeats=bench.repeats(15),
+            repeats=3 if bench.quick else 15,
             seconds=True,
             note=f"small ResNet, batch 64, {steps} steps, 2 epochs; the run's start and end are part of it",
         )

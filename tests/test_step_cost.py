@@ -94,12 +94,14 @@ def test_a_step_copies_no_view_and_no_map(small: Small, tmp_path: Path) -> None:
     assert counted.large_copies == []
 
 
-def test_a_logged_point_waits_for_few_numbers(small: Small, tmp_path: Path) -> None:
-    training = make_training(small(), tmp_path)
+@pytest.mark.parametrize(("diagnostics", "most"), [(False, 3), (True, 10)])
+def test_a_logged_point_waits_for_few_numbers(small: Small, tmp_path: Path, diagnostics: bool, most: int) -> None:
+    """The loss, the std, the norm of the gradient; with diagnostics seven more."""
+    training = make_training(small(evaluation__diagnostics=diagnostics), tmp_path)
     output = training.update(next(training.source.epoch(0, 0)))
     with Counting() as counted:
         training.log(output)
-    assert counted.waits.total() <= 3  # the loss, the std, the norm of the gradient
+    assert counted.waits.total() <= most
 
 
 def test_the_number_of_operations_in_a_step_does_not_depend_on_the_step(small: Small, tmp_path: Path) -> None:
