@@ -61,7 +61,6 @@ def main() -> None:
             ],
             repeats=bench.repeats(15),
         )
-    bench.finish()
 
 
 if __name__ == "__main__":

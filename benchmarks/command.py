@@ -53,7 +53,6 @@ def main() -> None:
                 clock="wall",
                 reach=Reach(1.0, at_least=False),
             )
-    bench.finish()
     sys.exit(any(row.ratio > 1 for row in bench.rows))
 
 

@@ -98,7 +98,6 @@ def main() -> None:
         note=f"the ratio column holds the difference in s; the first cell took {waits[0][0]:.2f} s,"
         f" those after it {statistics.median(whole for whole, _ in after_first):.2f} s",
     )
-    bench.finish()
 
 
 if __name__ == "__main__":

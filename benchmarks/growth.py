@@ -76,7 +76,6 @@ def main() -> None:
                 repeats=3 if factor == 100 else repeats,
                 seconds=True,
             )
-    bench.finish()
 
 
 if __name__ == "__main__":

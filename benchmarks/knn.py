@@ -87,7 +87,6 @@ def main() -> None:
         note="all the same accuracy",
     )
     assert max(found.values()) - min(found.values()) < 0.2, found
-    bench.finish()
 
 
 if __name__ == "__main__":

@@ -74,7 +74,6 @@ def main() -> None:
             repeats=bench.repeats(25),
         )
         torch.testing.assert_close(values["ours"], values["lightly"], rtol=1e-3, atol=1e-3)
-    bench.finish()
 
 
 if __name__ == "__main__":

@@ -82,7 +82,6 @@ def main() -> None:
         reach=Reach(1.05, at_least=False),
         note="proportional memory of the mapped array",
     )
-    bench.finish()
 
 
 if __name__ == "__main__":

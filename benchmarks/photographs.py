@@ -72,7 +72,6 @@ def main() -> None:
         repeats=bench.repeats(7) if not bench.quick else 3,
         note=f"{len(split)} photographs, in the page cache",
     )
-    bench.finish()
 
 
 if __name__ == "__main__":

@@ -128,7 +128,6 @@ def main() -> None:
         note=f"batch {settings.batch_size}, rate {settings.optimizer.lr} x batch / 256, {settings.epochs} epochs",
         **minutes | {"peer": [6.0]},
     )
-    bench.finish()
 
 
 def _with(source: Source, backbone: nn.Module, epochs: Iterator[Callable[[], object]]) -> tuple[Any, ...]:

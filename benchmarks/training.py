@@ -142,7 +142,6 @@ def main() -> None:
             clock="wall",
             note="CPU time does not hold loader processes that stay",
         )
-    bench.finish()
 
 
 if __name__ == "__main__":

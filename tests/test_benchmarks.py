@@ -52,7 +52,6 @@ def test_the_page_is_made_from_the_csv(bench: Bench, tmp_path: Path, monkeypatch
     bench.add(
         "a row", "queries/s", ours=ours, peer_name="peer", peer=peer, ratios=ratios, clock="cpu", reach=Reach(1.5)
     )
-    bench.finish()
     (row,) = csv.DictReader((tmp_path / "knn.csv").open())
     assert float(row["ratio"]) == statistics.median(ratios)
     assert row["reached"] == "yes"
