@@ -49,10 +49,17 @@ test-lowest:
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
 	.venv-lowest/bin/python -m pytest
 
-bench: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
-	$(BIN)/python -m benchmarks.command
+# Speed beside the peers, which are pinned and live in an environment of their own. QUICK=1 takes under 5 minutes;
+# DATA=DIR (with cifar10/{train,test}/CLASS/IMAGE and photographs/ in it) adds the rows that need real images.
+bench: .venv-bench/installed
+	.venv-bench/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(DATA),--data $(DATA))
+
+.venv-bench/installed: pyproject.toml benchmarks/requirements.txt
+	@echo "Setting up .venv-bench (once; PyTorch is large, this takes some minutes)"
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt --editable .
+	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find simsiam experiments analysis tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

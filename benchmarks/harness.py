@@ -183,11 +183,10 @@ class Bench:
         if len(self.rows) == 1:
             print(f"\n{self.name}: {machine()}; threads: {self.threads}; ratio [95 % interval] and verdict")
         _print(self.rows[-1])
+        self._write()
 
-    def finish(self) -> None:
-        """Write the CSV."""
-        if not self.rows:
-            return
+    def _write(self) -> None:
+        """The CSV, after each row: what was measured stays, also if the rest is not."""
         self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / f"{self.name}.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, [field.name for field in fields(Row)])

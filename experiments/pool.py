@@ -26,6 +26,18 @@ POLL_SECONDS = 1.0  # at most, between two looks at what the workers tell
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2") if hasattr(signal, name)
 ]  # Windows has not all of them
+# What a training process is to find in its environment when it loads torch.
+ENVIRONMENT = {
+    # Threads that wait for each other by spinning starve on a machine that others use too. But to sleep at once costs a
+    # small network, whose operations take microseconds, half its speed. So they spin for some 50 microseconds, as GNU's
+    # OpenMP understands it.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "2000",
+    # glibc returns freed memory to the system, and the next step faults it in again: a few percent of a small run.
+    # What is larger than 32 MiB comes and goes with an evaluation, and is given back.
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**29),
+}
 Kind = Literal["progress", "ended", "crashed"]
 
 
@@ -116,12 +128,8 @@ class Pool:
         process = self._context.Process(
             target=_work, args=(theirs, self.stop, self.machine, index, self.command), name=f"worker-{index}"
         )
-        # Threads that wait for each other by spinning starve on a machine that others use too.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        # glibc returns freed memory to the system, and the next step faults it in again: a few percent of a small run.
-        # What is larger than 32 MiB comes and goes with an evaluation, and is given back.
-        os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**25))
-        os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**29))
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         with signals_held_back():
             process.start()
         theirs.close()

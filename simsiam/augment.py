@@ -11,6 +11,7 @@ that with indices on the CPU a GPU is never waited for.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,8 @@ from simsiam.randomness import derive, uniform
 
 NUM_TRIES = 10  # RandomResizedCrop's, before it falls back to a central crop
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
-BLOCK = 2**19  # numbers in the part of a batch that a CPU works on at a time, so that it stays in the cache
+TABLE = 2**21  # numbers in a table of resizing weights, at most: enough for images of 32x32
+BLOCK = 2**20  # numbers in the part of a batch that a CPU works on at a time: few calls, and still in the cache
 
 
 @dataclass(frozen=True)
@@ -210,20 +212,20 @@ def apply(images: Tensor, parameters: ViewParameters, size: int, *, crop: bool =
     num = max(1, BLOCK // (images.shape[1] * size * size)) if images.device.type == "cpu" else len(images)
     blocks = zip(*(torch.split(part, num) for part in (view, images, *parameters)), strict=True)
     for view_block, images_block, *parameters_block in blocks:
-        view_block.copy_(_apply(images_block, ViewParameters(*parameters_block), size, crop))
+        _apply(images_block, ViewParameters(*parameters_block), size, crop, view_block)
     return view
 
 
-def _apply(images: Tensor, parameters: ViewParameters, size: int, crop: bool) -> Tensor:
+def _apply(images: Tensor, parameters: ViewParameters, size: int, crop: bool, view: Tensor) -> None:
     device = images.device
     if crop:
         box = (parameters.top, parameters.left, parameters.height, parameters.width, parameters.flip)
         x = resized_crop(images, *(part.to(device, non_blocking=True) for part in box), size=size)
     else:
-        x = images.float() / 255 if images.dtype == torch.uint8 else images
         flip = parameters.flip.to(device, non_blocking=True)[:, None, None, None]
-        x = torch.where(flip, x.flip(3), x)
-    x = color_jitter(x, parameters)
+        x = torch.where(flip, images.flip(3), images)
+        x = x.float().div_(255) if images.dtype == torch.uint8 else x
+    x = color_jitter(x, parameters, out=view)
     if x.shape[1] == 3 and len(chosen := parameters.grey.nonzero().squeeze(1)):
         chosen = chosen.to(device, non_blocking=True)
         grey = greyscale(x.index_select(0, chosen))
@@ -235,11 +237,13 @@ def _apply(images: Tensor, parameters: ViewParameters, size: int, crop: bool) ->
     if len(chosen := parameters.solarise.nonzero().squeeze(1)):
         chosen = chosen.to(device, non_blocking=True)
         x.index_copy_(0, chosen, solarise(x.index_select(0, chosen)))
-    return x
 
 
-def color_jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
-    """ColorJitter, each image with its own order of the four operations. x: (N, C, H, W) in [0, 1], C of 1 or 3."""
+def color_jitter(x: Tensor, parameters: ViewParameters, out: Tensor | None = None) -> Tensor:
+    """ColorJitter, each image with its own order of the four operations. x: (N, C, H, W) in [0, 1], C of 1 or 3.
+
+    The result is in ``out``, if it is given, which must not be x.
+    """
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     factors = torch.stack((parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue), dim=1)
     changes = parameters.jitter[:, None] & (factors != torch.tensor((1.0, 1.0, 1.0, 0.0), device=factors.device))
@@ -247,24 +251,28 @@ def color_jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
         changes[:, 2:] = False  # as torchvision: saturation and hue leave grey-scale data as it is
     never = len(operations)
     turn, operation = torch.where(changes, parameters.order.argsort(dim=1), never).sort(dim=1)  # (N, 4)
-    due = operation.masked_fill(turn == never, never)[:, (turn != never).any(dim=0)]  # (N, at most 4)
+    due = operation.masked_fill(turn == never, never)  # (N, 4): what each image gets in each turn
 
-    # In each turn the images are sorted by the operation that is due, so that each operation is done on a slice.
+    # For every two turns the images are sorted by what is due in the first and then in the second, so that each
+    # operation of the first is done on one slice, and each of the second on one slice of each of these.
     place = torch.arange(len(x), device=due.device)  # (N,): where each image is in x
-    for now in due.unbind(1):
-        image = now.argsort()  # (N,): the image that comes to each place
+    for turns in torch.split(due, 2, dim=1):
+        kind = turns[:, 0] * (never + 1) + turns[:, 1]
+        sizes = kind.bincount(minlength=(never + 1) ** 2).view(never + 1, never + 1)
+        if int(sizes[never, never]) == len(x):
+            break
+        image = kind.argsort()  # (N,): the image that comes to each place
         x = x.index_select(0, place[image].to(x.device, non_blocking=True))
-        sizes = now.bincount(minlength=never + 1).tolist()
-        *slices, rest = torch.split(x, sizes)
-        slice_factors = torch.split(factors[image].to(x.device, non_blocking=True), sizes)
-        done = [
-            operate(part, factor[:, number])
-            for number, (operate, part, factor) in enumerate(zip(operations, slices, slice_factors, strict=False))
-            if len(part) > 0
-        ]
-        x = torch.cat((*done, rest))
+        slice_factors = factors[image].to(x.device, non_blocking=True)
+        for counts in (sizes.sum(1).tolist(), sizes.flatten().tolist()):
+            for number, (part, factor) in enumerate(
+                zip(torch.split(x, counts), torch.split(slice_factors, counts), strict=True)
+            ):
+                chosen = number % (never + 1)
+                if len(part) > 0 and chosen != never:
+                    operations[chosen](part, factor[:, chosen], out=part)
         place = image.argsort()
-    return x.index_select(0, place.to(x.device, non_blocking=True))
+    return torch.index_select(x, 0, place.to(x.device, non_blocking=True), out=out)
 
 
 # --- operations --------------------------------------------------------------------------------------------------
@@ -277,11 +285,28 @@ def resized_crop(
 
     images: (N, C, H, W), uint8 or float in [0, 1]; box and flip: (N,). Returns (N, C, size, size) float32 in [0, 1].
     """
-    rows = _resizing(top, height, torch.zeros_like(flip), images.shape[2], size)
-    columns = _resizing(left, width, flip, images.shape[3], size)
+    rows = _looked_up(top, height, torch.zeros_like(flip), images.shape[2], size)
+    columns = _looked_up(left, width, flip, images.shape[3], size)
     if not images.is_floating_point():
         columns.div_(torch.iinfo(images.dtype).max)
     return _separable(images.float(), rows, columns)
+
+
+def _looked_up(start: Tensor, length: Tensor, flip: Tensor, full: int, size: int) -> Tensor:
+    """As :func:`_resizing`; of small images, from a table of all boxes."""
+    if full**3 * size > TABLE:
+        return _resizing(start, length, flip, full, size)
+    shorter = (length - 1) * (2 * full + 2 - length) // 2  # how many boxes there are that are shorter
+    return _all_resizings(full, size, start.device).index_select(0, 2 * (shorter + start) + flip)
+
+
+@functools.cache
+def _all_resizings(full: int, size: int, device: torch.device) -> Tensor:
+    """:func:`_resizing` of each box of an axis, by length and then by start, as it is and then mirrored."""
+    boxes = [(start, length) for length in range(1, full + 1) for start in range(full - length + 1)]
+    start, length = torch.tensor(boxes, device=device).repeat_interleave(2, dim=0).unbind(1)
+    flip = torch.arange(len(start), device=device) % 2 == 1
+    return _resizing(start, length, flip, full, size)
 
 
 def _resizing(start: Tensor, length: Tensor, flip: Tensor, full: int, size: int) -> Tensor:
@@ -316,30 +341,31 @@ def greyscale(x: Tensor) -> Tensor:
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend images (N, C, H, W) with black; ``factor`` (N,) is the image's share."""
-    return x.mul(factor[:, None, None, None]).clamp_(0, 1)
+def adjust_brightness(x: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
+    """Blend images (N, C, H, W) with black; ``factor`` (N,) is the image's share. ``out``: for the result, may be x."""
+    return torch.mul(x, factor[:, None, None, None], out=out).clamp_(0, 1)
 
 
-def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
+def adjust_contrast(x: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
     """Blend images (N, C, H, W) with the mean of their luma; ``factor`` (N,) is the image's share."""
-    return _blend(x, greyscale(x).mean(dim=(1, 2, 3), keepdim=True), factor)
+    return _blend(x, greyscale(x).mean(dim=(1, 2, 3), keepdim=True), factor, out)
 
 
-def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
+def adjust_saturation(x: Tensor, factor: Tensor, out: Tensor | None = None) -> Tensor:
     """Blend images (N, 3, H, W) with their luma; ``factor`` (N,) is the image's share."""
-    return _blend(x, greyscale(x), factor)
+    return _blend(x, greyscale(x), factor, out)
 
 
-def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+def _blend(x: Tensor, other: Tensor, factor: Tensor, out: Tensor | None) -> Tensor:
     factor = factor[:, None, None, None]
-    return x.mul(factor).add_(other * (1 - factor)).clamp_(0, 1)
+    return torch.mul(x, factor, out=out).add_(other * (1 - factor)).clamp_(0, 1)
 
 
-def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
+def adjust_hue(x: Tensor, shift: Tensor, out: Tensor | None = None) -> Tensor:
     """Turn the hue (HSV) of images (N, 3, H, W) by ``shift`` (N,), in turns within -+ 0.5."""
     red, green, blue = x.unbind(1)
-    low, high = x.amin(dim=1), x.amax(dim=1)
+    # Faster than amin and amax over the channels.
+    low, high = torch.minimum(red, green).minimum(blue), torch.maximum(red, green).maximum(blue)
     chroma = high - low
     # With channels scaled so that the lowest is 0 and the highest 1, the hue is 1 + green + blue - red sixths of a turn
     # away from red: towards green if there is more of it than of blue, else towards blue. No case for each channel is
@@ -352,7 +378,7 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     # turn that distance is 3 - | |d| - 3 |.
     place = torch.arange(0.0, 6.0, 2.0, device=x.device)[:, None, None]  # of red, green and blue
     share = (hue[:, None] - place).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)  # (N, 3, H, W)
-    return share.mul_(chroma[:, None]).add_(low[:, None])
+    return torch.add(share.mul_(chroma[:, None]), low[:, None], out=out)
 
 
 def solarise(x: Tensor) -> Tensor:

@@ -31,9 +31,11 @@ def knn_correct(
     bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
     num_classes = int(bank_labels.max()) + 1
     correct = torch.zeros((), dtype=torch.int64, device=bank.device)
-    rows = max(1, TILE // len(bank))
+    rows = min(max(1, TILE // len(bank)), len(queries))
+    similar = torch.empty(rows, len(bank), device=bank.device)  # one for all tiles: fresh memory is a sixth of the time
     for tile, truth in zip(torch.split(queries, rows), torch.split(labels, rows), strict=True):
-        cosine, nearest = (tile @ bank.T).topk(min(k, len(bank)), dim=1, sorted=False)  # (n, k)
+        similarity = torch.mm(tile, bank.T, out=similar[: len(tile)])
+        cosine, nearest = similarity.topk(min(k, len(bank)), dim=1, sorted=False)  # (n, k)
         votes = torch.zeros(len(tile), num_classes, device=bank.device)
         votes.scatter_add_(1, bank_labels[nearest], (cosine / temperature).exp())
         correct += (votes.argmax(1) == truth).sum()

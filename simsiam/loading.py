@@ -149,7 +149,7 @@ class FileSource:
         self.settings, self.dataset, self.device, self.ranks = settings, dataset, device, ranks
         self.train, self.test = dataset.train, dataset.test
         self._batches = _Batches(settings, len(dataset.train), ranks)
-        self._crops = self._loader(_Crops(dataset.train, settings), self._batches)
+        self._crops = self._loader(Crops(dataset.train, settings), self._batches)
 
     def _loader(
         self, images: TorchDataset[tuple[Tensor, Tensor]], batches: Iterable[Tensor]
@@ -205,7 +205,7 @@ class _Batches(Sampler[Tensor]):
             yield torch.cat((torch.tensor([self.epoch]), self.ranks.own(index)))
 
 
-class _Crops(TorchDataset[tuple[Tensor, Tensor]]):
+class Crops(TorchDataset[tuple[Tensor, Tensor]]):
     """In a loader process: the crops of all views of a batch, (views x B, 3, S, S) uint8, each image decoded once."""
 
     def __init__(self, images: FileSplit, settings: Settings) -> None:
@@ -248,8 +248,8 @@ class _Centres(TorchDataset[tuple[Tensor, Tensor]]):
 def _decode(images: FileSplit, index: int) -> Tensor:
     """uint8 (3, H, W)."""
     with Image.open(images.path(index)) as file:
-        pixels: Tensor = transforms.pil_to_tensor(to_rgb(file, images.path(index)))
-    return pixels
+        pixels = np.array(to_rgb(file, images.path(index)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # no copy into another order: resizing takes this one as well
 
 
 def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -40,16 +40,20 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
     scores: (B, K) of the global batch -> codes (B, K), float32 (float64 if the scores are). From exp(scores / epsilon)
     on, each iteration normalises each prototype's sum over the samples, then each sample's sum over the prototypes. The
-    samples come last: each row sums to 1, each column only tends to B / K. Logarithms throughout, so neither large
-    scores nor a small epsilon overflow, and no prototype's sum can vanish.
+    samples come last: each row sums to 1, each column only tends to B / K. Neither large scores nor a small epsilon
+    overflow, and no prototype's sum can vanish.
 
     Differentiable, for SwAV without stop-gradient; otherwise call it on detached scores.
     """
-    log_codes = (scores if scores.dtype == torch.float64 else scores.float()) / epsilon
-    for _ in range(iterations):
-        log_codes = log_codes.log_softmax(0)  # each prototype's mass: 1, up to the factor B / K that the rows undo
-        log_codes = log_codes.log_softmax(1)  # each sample's mass: 1
-    return log_codes.exp()
+    scores = (scores if scores.dtype == torch.float64 else scores.float()) / epsilon
+    # The first iteration works on logarithms. After it each row sums to 1, and each column has a number of at least
+    # 1 / (B K), so that from there on no sum is near 0 and the numbers themselves are safe; they need no exponentials.
+    # What else would be done with a column, the factor B / K, the rows undo.
+    codes = scores.log_softmax(0).softmax(1)
+    for _ in range(iterations - 1):
+        codes = codes / codes.sum(0)
+        codes = codes / codes.sum(1, keepdim=True)
+    return codes
 
 
 class KeyQueue(nn.Module):
