@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,6 +139,12 @@ def read(path: Path) -> Document:
         raise SettingsError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
         raise SettingsError(f"{str(path)!r}: is not the name of a file") from None
+    return _parse(path, text)
+
+
+@lru_cache(maxsize=256)
+def _parse(path: Path, text: str) -> Document:
+    """What a text holds; nobody changes it. Cached, since studies share methods, and parsing takes milliseconds."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
