@@ -35,6 +35,8 @@ def watched(slurm: Slurm, place: Path) -> tuple[str, str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # A shell that starts the tests in the background has them ignore Ctrl-C, and so would this.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     watching, following = start("status", *arguments, "--watch"), start("logs", *arguments, "--cell", "1", "--follow")
