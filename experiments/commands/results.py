@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -115,13 +116,17 @@ def _watch(make: Callable[[Live], list[ReportFiles]], pages: list[Path]) -> None
     from analysis.live import Live, make_still
     from experiments.local import STOPPING
 
+    stopped = threading.Event()  # an exception in the middle of a drawing could be lost in what draws
     for number in STOPPING:  # a closed terminal and a kill end it like Ctrl-C
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, signal.default_int_handler)
-    say(f"Watching. The page reloads itself: {pages[0].absolute()}")
+            signal.signal(number, lambda number, frame: stopped.set())
+    told = False
     try:
         while True:
             files = make(Live(WATCH_SECONDS, time.strftime("%Y-%m-%d %H:%M:%S")))
+            if not told:
+                told = True
+                say(f"Watching. The page reloads itself: {pages[0].absolute()}")
             states = {
                 run: state for each in files for run, state in zip(each.runs["run"], each.runs["state"], strict=True)
             }
@@ -129,7 +134,8 @@ def _watch(make: Callable[[Live], list[ReportFiles]], pages: list[Path]) -> None
             say(f"{time.strftime('%H:%M:%S')}  {count(len(states), 'run')}: {counts}")
             if set(states.values()) <= {"done", "failed"}:
                 return
-            time.sleep(WATCH_SECONDS)
+            if stopped.wait(WATCH_SECONDS):
+                raise KeyboardInterrupt
     finally:
         for page in pages:
             make_still(page)
