@@ -202,7 +202,13 @@ def read_with(folder: Path, name: str) -> list[metrics.Point]:
 
 def _points(folder: Path, notes: list[str]) -> tuple[list[str], NDArray[np.float64]]:
     try:
-        points = metrics.merge(folder, lambda path: _lines(path, notes))
+        damage: list[str] = []
+        points = metrics.merge(folder, lambda path: _lines(path, damage))
+        if (damage or not points) and (folder / "metrics.jsonl").exists():  # what it was merged from is still there
+            of_attempts = metrics.merge(folder, lambda path: _lines(path, []), from_attempts=True)
+            if len(of_attempts) > len(points):
+                points, damage = of_attempts, [*damage, "its points are read from its attempts"]
+        notes += damage
     except OSError:  # the folder cannot be listed
         notes.append("its metrics cannot be read")
         return [], np.empty((0, 0))

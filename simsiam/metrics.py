@@ -50,15 +50,19 @@ class MetricsWriter:
         self._file.flush()
 
 
-def merge(folder: Path, read: Callable[[Path], list[Point]] | None = None) -> list[Point]:
+def merge(
+    folder: Path, read: Callable[[Path], list[Point]] | None = None, *, from_attempts: bool = False
+) -> list[Point]:
     """All points of a run, in order of step: from ``metrics.jsonl`` if the run has ended, else from its attempts.
+
+    ``from_attempts``: from these in any case; they stay where they are when a run ends.
 
     ``read`` gives the objects of one file, of an attempt's with its first line, for a reader that must take whatever it
     finds; by default a line that is not JSON raises ValueError.
     """
     read = read or _lines
     merged = folder / "metrics.jsonl"
-    if merged.exists():
+    if merged.exists() and not from_attempts:
         return read(merged)
     points: list[Point] = []
     for path in attempt_files(folder):

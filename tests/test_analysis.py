@@ -104,6 +104,19 @@ def test_null_is_nan_and_divergence_is_marked(tmp_path: Path) -> None:
     assert runs.loc[0, "outcome"] == "diverged"
 
 
+@pytest.mark.parametrize("size", [0, 70, 500])
+def test_a_damaged_curve_is_read_from_the_attempts_that_it_was_merged_from(tmp_path: Path, size: int) -> None:
+    folder = write_run(tmp_path, WITH, 0)
+    whole = (folder / "metrics.jsonl").read_text()
+    before, _ = load_runs(tmp_path)
+    header = json.dumps({"attempt": 1, "resumed_at_step": None})
+    (folder / "metrics.1.jsonl").write_text(f"{header}\n{whole}")
+    (folder / "metrics.jsonl").write_text(whole[:size])
+    points, runs = load_runs(tmp_path)
+    pd.testing.assert_frame_equal(points, before)
+    assert runs.loc[0, "note"].endswith("its points are read from its attempts")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "note"),
     [
