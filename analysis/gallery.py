@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from analysis import summary
 from analysis.figures import make_groups, plot_training
 from analysis.linear_figure import linear_numbers, plot_linear
-from analysis.map_figure import chosen_runs, plot_map, project
-from analysis.spectrum_figure import LOWEST, plot_spectra, spectra_by_group
-from analysis.sweeps import LABELS, METRIC, plot_sweep
+from analysis.map_figure import chosen_runs, draw_map, project
+from analysis.spectrum_figure import LOWEST, draw_spectra, spectra_by_group
+from analysis.sweeps import METRIC, label_of, plot_sweep
 from experiments.study_figures import FIG_2, Curves, Linear, Map, Spectrum, StudyFigure, Sweep
 
 MEANINGS = {  # of each metric its name, and what a value of it says; "" where the name does
@@ -139,7 +139,7 @@ def _seeds(counts: Sequence[int]) -> str:
 
 
 def _sweep(figure: Sweep, runs: pd.DataFrame, paper: Mapping[str, float]) -> Drawing:
-    label = LABELS.get(figure.setting, figure.setting.replace("_", " "))
+    label = label_of(figure.setting)
     heading = f"Accuracy against {label}"
     if figure.setting not in runs:
         return _absent(figure, heading, runs, "no run has settings that can be read")
@@ -165,8 +165,7 @@ def _sweep(figure: Sweep, runs: pd.DataFrame, paper: Mapping[str, float]) -> Dra
             " The other panel has the paper's numbers (linear evaluation of a ResNet-50 on ImageNet): another "
             "quantity, so compare the shapes, not the heights."
         )
-    missing = [name for name in dict.fromkeys(runs["variant"].astype(str)) if name not in of_variants]
-    if missing:
+    if missing := _missing(runs, of_variants):
         caption += f" Without a result yet: {', '.join(missing)}."
     theirs = {name: f", paper {known[name]:g} %" if name in known else "" for name in of_variants}
     numbers = [f"{name} {values.mean():.1f} %{theirs[name]}" for name, values in of_variants.items()]
@@ -214,7 +213,8 @@ def _linear(figure: Linear, points: pd.DataFrame, runs: pd.DataFrame, paper: Map
 
 def _spectrum(figure: Spectrum, runs: pd.DataFrame) -> Drawing:
     heading = "Singular values of z over training"
-    spectra = {group.label: found for group, found in spectra_by_group(runs, "variant") if found}
+    panels = spectra_by_group(runs, "variant")
+    spectra = {group.label: found for group, found in panels}
     if not spectra:
         return _absent(figure, heading, runs, f"none of its runs logged a spectrum: {NOT_LOGGED}")
     caption = (
@@ -234,7 +234,7 @@ def _spectrum(figure: Spectrum, runs: pd.DataFrame) -> Drawing:
         heading,
         caption + _without(runs, spectra),
         f"Singular values of z by rank, a panel for each variant. {'; '.join(words)}.",
-        draw=lambda width: plot_spectra(runs, "variant", width=width),
+        draw=lambda width: draw_spectra(panels, width),
     )
 
 
@@ -260,10 +260,14 @@ def _map(figure: Map, runs: pd.DataFrame) -> Drawing:
         heading,
         caption + _without(runs, [label for label, _, _ in chosen]),
         f"Points of held-out images on two axes, a panel for each variant. {'; '.join(words)}.",
-        draw=lambda width: plot_map(runs, "variant", width=width),
+        draw=lambda width: draw_map(chosen, width),
     )
 
 
 def _without(runs: pd.DataFrame, there: Mapping[str, object] | Sequence[str]) -> str:
-    missing = [name for name in dict.fromkeys(runs["variant"].astype(str)) if name not in there]
+    missing = _missing(runs, there)
     return f" Not there (no such data of its runs): {', '.join(missing)}." if missing else ""
+
+
+def _missing(runs: pd.DataFrame, there: Mapping[str, object] | Sequence[str]) -> list[str]:
+    return [name for name in dict.fromkeys(runs["variant"].astype(str)) if name not in there]

@@ -11,6 +11,7 @@ PCA, not t-SNE: it has no seed and no settings, distances are not invented, and 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,11 @@ def plot_map(runs: pd.DataFrame, hue: str | None = None, *, width: float = style
     chosen = chosen_runs(runs, hue)
     if not chosen:
         raise ValueError("runs: none of them has embeddings.npz")
+    return draw_map(chosen, width)
+
+
+def draw_map(chosen: Sequence[tuple[str, pd.Series, Embeddings]], width: float) -> Figure:
+    """:func:`plot_map` of what :func:`chosen_runs` has read."""
     projections = [project(embeddings.z) for _, _, embeddings in chosen]
     reach = 1.05 * max(float(np.abs(projection.points).max()) for projection in projections) or 1.0
     known = sorted({int(label) for _, _, embeddings in chosen for label in np.unique(embeddings.labels)})

@@ -72,10 +72,15 @@ def plot_spectra(runs: pd.DataFrame, hue: str | None = None, *, width: float = s
     width, are thin lines of their own. Dark lines are late in training. At most :data:`MOST_LINES` evaluations are
     drawn. ``width`` is in inches. Raises ValueError if no run has a spectrum, or ``runs`` no such column.
     """
+    panels = spectra_by_group(runs, hue)
+    if not panels:
+        raise ValueError("runs: none of them logged a spectrum")
+    return draw_spectra(panels, width)
+
+
+def draw_spectra(panels: Sequence[tuple[Group, list[Spectra]]], width: float) -> Figure:
+    """:func:`plot_spectra` of what :func:`spectra_by_group` has read."""
     with matplotlib.rc_context(style.RC):
-        panels = [(group, spectra) for group, spectra in spectra_by_group(runs, hue) if spectra]
-        if not panels:
-            raise ValueError("runs: none of them logged a spectrum")
         figure, axes = make_panels([group.label for group, _ in panels], width)
         last = max(float(one.epochs[-1]) for _, spectra in panels for one in spectra)
         colours, scale = _colours(), Normalize(0, last or 1.0)
@@ -96,12 +101,14 @@ def plot_spectra(runs: pd.DataFrame, hue: str | None = None, *, width: float = s
 
 
 def spectra_by_group(runs: pd.DataFrame, hue: str | None = None) -> list[tuple[Group, list[Spectra]]]:
-    """The spectra of the runs of each value of ``hue`` that came as far as any of them."""
+    """The spectra of the runs of each value of ``hue`` that came as far as any of them, where there are any."""
     rows = {row["run"]: row for _, row in runs.iterrows()}
     found = []
     for group in make_groups(runs, hue):
         spectra = [one for one in (load_spectra(rows[run]) for run in group.runs) if one is not None]
-        end = max((one.epochs[-1] for one in spectra), default=0.0)
+        if not spectra:
+            continue
+        end = max(one.epochs[-1] for one in spectra)
         found.append((group, [one for one in spectra if one.epochs[-1] >= end - 1e-6]))
     return found
 

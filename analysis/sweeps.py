@@ -34,6 +34,11 @@ LABELS = {
 }
 
 
+def label_of(setting: str) -> str:
+    """What stands on the axis of a setting, given by its dotted path."""
+    return LABELS.get(setting, setting.replace("_", " "))
+
+
 @dataclass(frozen=True)
 class Line:
     """One curve: what it is of, and for each x its values, one a seed; a paper's point is one value."""
@@ -89,7 +94,7 @@ def plot_sweep(
         if theirs:
             axes[1].set_ylabel("ImageNet linear top-1 (%), paper")
         ticks = sorted({x for line in (*ours, *theirs) for x in line.points})
-        label = LABELS.get(setting, setting.replace("_", " "))
+        label = label_of(setting)
         of_base = [f"{label} (1x = {unit:g})", f"{label} (1x: the paper's)"]
         for ax, relative_label in zip(axes, of_base, strict=False):
             _finish(ax, ticks, relative_label if base else label, relative=base is not None)

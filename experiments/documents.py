@@ -72,11 +72,8 @@ def parse_model(
     Raises SettingsError: pydantic's findings as lines with the key, the value, what is allowed, file:line.
     ``known_keys`` says which keys there are at a place, for the nearest one to a misspelt one.
     """
-    content: Any = document.content
-    for key in keys:
-        content = content[int(key)] if isinstance(content, tuple) else content[key]
     try:
-        return kind.model_validate(content)
+        return kind.model_validate(_part(document, keys))
     except ValidationError as error:
         problems: dict[tuple[str, ...], str] = {}
         for item in error.errors():
@@ -100,15 +97,19 @@ def parse_kind(kinds: Mapping[str, type[Model]], document: Document, keys: tuple
 
     ``what`` a kind is of, for the message about one that there is not.
     """
-    content: Any = document.content
-    for key in keys:
-        content = content[int(key)] if isinstance(content, tuple) else content[key]
-    kind, known = content.get("kind"), list(kinds)
+    kind, known = _part(document, keys).get("kind"), list(kinds)
     if kind not in known:
         problem = "is missing" if kind is None else f"{kind!r} is not a kind of {what}{nearest(str(kind), known)}"
         raise SettingsError(f"{'.'.join(keys)}.kind: {problem} (known: {', '.join(known)})  [{document.at(*keys)}]")
     model = kinds[kind]
     return parse_model(model, document, lambda _: list(model.model_fields), keys)
+
+
+def _part(document: Document, keys: tuple[str, ...]) -> Any:
+    content: Any = document.content
+    for key in keys:
+        content = content[int(key)] if isinstance(content, tuple) else content[key]
+    return content
 
 
 def parse_value(text: str, origin: str) -> Any:

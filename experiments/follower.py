@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from experiments.meetings import Call, write_loss
-from experiments.member import LOOK_SECONDS, Member, crash_advice, say
+from experiments.member import Member, crash_advice, say
 from experiments.pool import News, Task
-from experiments.store import StoreError
 
 
 class Follower(Member):
@@ -16,11 +14,7 @@ class Follower(Member):
 
     def run(self) -> None:
         """Follow until task 0 announces the end. A job that is being stopped is waited for, as task 0 does."""
-        try:
-            self.pool = self.make_pool()
-        except (StoreError, OSError) as error:
-            self.report_problem(error)
-            raise
+        self.pool = self.make_pool()
         self.board.sign(self.seat.rank)
         known = {cell.planned.run_id: cell.planned for cell in self.launch.cells}
         call, meeting = Call(0, None), Path()
@@ -37,10 +31,8 @@ class Follower(Member):
                 self.pool.stop.set()
             for news in self.pool.listen():
                 self.hear(news, meeting)
-            if time.monotonic() - self.last_look > LOOK_SECONDS:
-                self.last_look = time.monotonic()
-                if self.is_superseded():
-                    return self.abandon()
+            if self.is_time_to_look() and self.is_superseded():
+                return self.abandon()
 
     def abandon(self) -> None:
         """End a process that still waits for ranks which are gone: task 0 is further."""

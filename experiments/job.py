@@ -60,11 +60,7 @@ class Worker(Member):
         """Train cells until none is left, or until told to stop; then be queued again, if anything is left."""
         earlier = self.launch.task(self.job).get("cells", [])  # of this job before it was started again
         self.report(earlier, problem=None)
-        try:
-            self.pool = self.make_pool()
-        except (StoreError, OSError) as error:
-            self.report_problem(error)
-            raise
+        self.pool = self.make_pool()
         self.left = in_order(self.launch.cells, earlier, self.index / self.num_tasks)
         self.wait_for_the_others()
         while not self.stopping:
@@ -86,6 +82,11 @@ class Worker(Member):
             self.queue_again()
         if self.seat.world_size > 1:
             self.board.announce(Call(self.announced + 1, None))
+
+    def look_for_the_end(self) -> None:
+        """Whether the launch was cancelled."""
+        if not self.stopping and self.is_time_to_look() and self.launch.is_cancelled():
+            self.stopping = "the launch was cancelled"
 
     # --- the job's other tasks ---
 

@@ -7,7 +7,7 @@ an earlier one left is taken for news. This module imports no torch.
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from experiments.launches import Launch
@@ -33,8 +33,7 @@ class Board:
 
     def announce(self, call: Call) -> None:
         """From now on all tasks are to train this cell, and no other."""
-        content = {name: getattr(call, name) for name in Call.__dataclass_fields__}
-        write_json(self._path, content, secrets.token_hex(4))
+        write_json(self._path, asdict(call), secrets.token_hex(4))
 
     def latest(self) -> Call | None:
         """What was announced last; None before the first."""

@@ -17,7 +17,7 @@ from experiments.node import check_node, images_on_the_node
 from experiments.pool import Machine, Pool, Seat
 from experiments.store import StoreError, slurm_job
 
-LOOK_SECONDS = 15.0  # between two looks for a tombstone
+LOOK_SECONDS = 15.0  # between two looks for what others have decided
 
 
 class Member:
@@ -40,12 +40,21 @@ class Member:
         self.stopping = signal.Signals(number).name
 
     def make_pool(self) -> Pool:
-        """A pool on this node, with the images. Raises StoreError, OSError for a node that cannot do the work."""
+        """A pool on this node, with the images.
+
+        Raises StoreError, OSError for a node that cannot do the work; `status` then shows why.
+        """
         profile = self.launch.cluster.profile
-        check_node(self.launch)
+        try:
+            check_node(self.launch)
+            data = images_on_the_node(self.launch)
+        except (StoreError, OSError) as error:
+            where = f"task {self.seat.rank}: " if self.seat.rank else ""
+            self.launch.write_task(self.job, {**self.launch.task(self.job), "problem": f"{where}{error}"})
+            raise
         machine = Machine(
             runs=self.launch.runs,
-            data=images_on_the_node(self.launch),
+            data=data,
             num_workers=profile.cells_at_once,
             threads=profile.threads,
             device="cuda" if profile.on_gpu else "cpu",
@@ -59,17 +68,12 @@ class Member:
         """Whether SLURM has started this job again while this process, cut off from it, went on."""
         return int(self.launch.task(self.job).get("restart", 0)) > self.restart
 
-    def look_for_the_end(self) -> None:
-        """Now and then: whether the launch was cancelled."""
-        if time.monotonic() - self.last_look > LOOK_SECONDS and not self.stopping:
-            self.last_look = time.monotonic()
-            if self.launch.is_cancelled():
-                self.stopping = "the launch was cancelled"
-
-    def report_problem(self, error: StoreError | OSError) -> None:
-        """Let `status` show why this job cannot work."""
-        where = f"task {self.seat.rank}: " if self.seat.rank else ""
-        self.launch.write_task(self.job, {**self.launch.task(self.job), "problem": f"{where}{error}"})
+    def is_time_to_look(self) -> bool:
+        """Now and then, since what others have decided about this job lies on a shared disk."""
+        if time.monotonic() - self.last_look <= LOOK_SECONDS:
+            return False
+        self.last_look = time.monotonic()
+        return True
 
 
 def crash_advice(how: str, launch: Launch) -> str:

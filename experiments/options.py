@@ -77,25 +77,19 @@ def plan_for(
     return merge([make_plan(study, scale, chosen, overrides or [], runs, data) for study in studies])
 
 
-def prepared_plan(
-    studies: list[Study],
-    scale: Scale,
-    seeds: str | None,
-    overrides: list[str] | None,
-    runs: Path,
-    data: Path,
-    progress: Callable[[str], None],
-) -> Plan:
-    """The plan, after getting the images that it needs. Raises SettingsError for a batch larger than a data set."""
+def with_images(made: Plan, make: Callable[[], Plan], progress: Callable[[str], None]) -> Plan:
+    """A plan, after getting the images that it needs: ``make`` makes it again where they were not there.
+
+    Raises SettingsError for a batch larger than a data set.
+    """
     from simsiam.data import load, prepare
 
-    made = plan_for(studies, scale, seeds, overrides, runs, data)
     if made.unprepared:
         for unprepared in made.unprepared:
-            prepare(unprepared, data, progress=progress)
-        made = plan_for(studies, scale, seeds, overrides, runs, data)  # now that the data's fingerprints are known
+            prepare(unprepared, made.data, progress=progress)
+        made = make()  # now that the data's fingerprints are known
     for settings in {planned.cell.settings.data: planned.cell.settings for planned in made.cells}.values():
-        num_train = len(load(settings.data, data).train)
+        num_train = len(load(settings.data, made.data).train)
         if settings.batch_size > num_train:
             raise SettingsError(
                 f"batch_size: {settings.batch_size} must be at most the {num_train} training images of"
@@ -142,6 +136,12 @@ def device_named(name: str) -> str:
     if num_gpus() == 0:
         raise SettingsError("device: cuda was asked for, but torch sees no GPU  [--device]")
     return "cuda"
+
+
+def check_gpus(device: str, ranks: int) -> None:
+    """Raises SettingsError for more ranks than there are GPUs to train on."""
+    if device == "cuda" and ranks > num_gpus():
+        raise SettingsError(f"ranks: {ranks} must be at most the {num_gpus()} GPUs that torch sees  [--ranks]")
 
 
 def _has_gpu() -> bool:

@@ -79,12 +79,8 @@ def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up:
                 note = f"the follow-up job was refused ({_message(error)}): `launch` again when the jobs have ended"
     except (FailedJobError, FailedSubmissionError) as error:
         # Whether SLURM has taken the jobs or not in these cases: whoever submits next cancels what it has.
-        if not _message(error):
-            raise SlurmError(
-                "sbatch ended without an answer: `launch` again cancels what it left, and goes on"
-            ) from None
         refusal = explained(_message(error), launch.cluster)
-        if scheduler.is_away(refusal):
+        if scheduler.is_away(refusal) or not _message(error):
             raise refusal from None
         scheduler.scancel(content["jobs"])
         launch.write_round({**content, "complete": True, "released": True, "refused": _message(error)})
@@ -319,7 +315,9 @@ def _is_limit(error: Exception) -> bool:
 
 
 def explained(message: str, cluster: Cluster) -> SlurmError:
-    """sbatch's refusal with the line of the profile that it is about."""
+    """sbatch's refusal with the line of the profile that it is about; an empty message is none, but no answer."""
+    if not message:
+        return SlurmError("sbatch ended without an answer: `launch` again cancels what it left, and goes on")
     lower = message.lower()
     key = next((key for words, key in BLAME.items() if words in lower), None)
     place = f"  [{cluster.at(key)}]" if key else f"  [{cluster.document.path}]"

@@ -6,6 +6,7 @@ import shlex
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -24,10 +25,10 @@ from experiments.options import (
     StudyName,
     check_writable,
     plan_for,
-    prepared_plan,
     same_options,
     scale_named,
     studies_named,
+    with_images,
 )
 from simsiam.config import SettingsError, check_ranks, nearest
 
@@ -67,13 +68,14 @@ def launch(
     chosen = load_cluster(cluster)
     runs, data = _places(chosen, runs, data)
     chosen_scale = scale_named(scale)
-    planned = plan_for(studies_named(study), chosen_scale, seeds, set_, runs, data)
-    for cell in planned.cells:
-        check_ranks(cell.cell.settings, chosen.profile.ranks, _place_of_ranks(chosen))
+    make = partial(plan_for, studies_named(study), chosen_scale, seeds, set_, runs, data)
+    made = make()
+    for planned in made.cells:
+        check_ranks(planned.cell.settings, chosen.profile.ranks, _place_of_ranks(chosen))
     if dry_run:
-        return _dry_run(planned, chosen)
+        return _dry_run(made, chosen)
     jobs = scheduler.my_jobs()  # before anything is written: is there a SLURM at all?
-    made = prepared_plan(studies_named(study), chosen_scale, seeds, set_, runs, data, say)
+    made = with_images(made, make, say)
     check_writable(runs)
     for note in (*warnings(chosen), *_partition_warnings(chosen)):
         say(f"warning: {note}")

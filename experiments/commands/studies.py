@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -29,14 +30,15 @@ from experiments.options import (
     Seeds,
     Set,
     StudyName,
+    check_gpus,
     check_writable,
     device_named,
     num_gpus,
     plan_for,
-    prepared_plan,
     same_options,
     scale_named,
     studies_named,
+    with_images,
 )
 from simsiam.config import SettingsError, check_ranks
 
@@ -309,17 +311,18 @@ def _run(
     from experiments.view import GridView
 
     device = device_named(device)
-    made = prepared_plan(studies, scale, seeds, overrides, runs, data, say)
+    make = partial(plan_for, studies, scale, seeds, overrides, runs, data)
+    made = make()
     for planned in made.cells:
         check_ranks(planned.cell.settings, ranks, "--ranks")
+    made = with_images(made, make, say)
     check_writable(runs)
     todo = made.unique()
     statuses = made.statuses()
     done = sum(statuses[planned.run_id].state == "done" for planned in todo)
     left = [planned for planned in todo if statuses[planned.run_id].state != "done"]
     units = num_cores() if device == "cpu" else num_gpus()
-    if device == "cuda" and ranks > units:
-        raise SettingsError(f"ranks: {ranks} must be at most the {units} GPUs that torch sees  [--ranks]")
+    check_gpus(device, ranks)
     num_workers = min(jobs or max(1, units // ranks), max(len(left), 1))
     threads = max(1, num_cores() // (num_workers * ranks))
     seconds = sum(estimate(planned.cell.settings, scale).seconds for planned in left) / num_workers

@@ -19,8 +19,8 @@ from experiments.options import (
     ScaleName,
     Seeds,
     Set,
+    check_gpus,
     device_named,
-    num_gpus,
     plan_for,
     scale_named,
     studies_named,
@@ -66,8 +66,7 @@ def evaluate(
         known = ", ".join(PROTOCOLS)
         raise SettingsError(f"protocol: {name!r} is not one of {known}{nearest(name, list(PROTOCOLS))}  [--protocol]")
     device = device_named(device)
-    if device == "cuda" and ranks > num_gpus():
-        raise SettingsError(f"ranks: {ranks} must be at most the {num_gpus()} GPUs that torch sees  [--ranks]")
+    check_gpus(device, ranks)
     rows: list[tuple[str, str, str, RunFolder, Settings | None]] = []  # no settings: not to be evaluated
     if (Path(study) / "config.yaml").exists():
         if set_ or seeds or scale:

@@ -12,7 +12,8 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,17 @@ class Grid:
             **options,
         )
 
+    def launch_with(self, name: str, script: str) -> subprocess.CompletedProcess[str]:
+        """`launch` with a command of SLURM replaced by a script, in which $REAL is the true one."""
+        fake = self.folder / "bin" / name
+        fake.parent.mkdir()
+        real = self.slurm.call("bash", "-c", f"command -v {name}")
+        fake.write_text(f"#!/bin/bash\nREAL={real}\n{script}\n")
+        fake.chmod(0o755)
+        path = f"{fake.parent}:{os.environ['PATH']}"
+        with self.slurm.undisturbed:
+            return self.command("launch", self.study, *self.options, "--cluster", "cluster.yaml", env={"PATH": path})
+
     def launch(self, *more: str) -> str:
         # Supervising takes as long as the grid.
         with contextlib.nullcontext() if "--supervise" in more else self.slurm.undisturbed:
@@ -197,6 +209,25 @@ class Grid:
             if event.what == "checkpoint":
                 assert event.attempt >= latest.get(event.run, 0), f"{event} was published late"
             latest[event.run] = max(latest.get(event.run, 0), event.attempt)
+
+
+Fault = Callable[[Grid], None]
+
+
+@contextlib.contextmanager
+def all_at_once(
+    faults: Iterable[Fault], make: Callable[[Fault], Grid], seconds: float
+) -> Iterator[dict[str, Future[Grid]]]:
+    """Let each fault happen to a grid of its own, side by side; the grids by the fault's name, once they are done."""
+
+    def play(fault: Fault) -> Grid:
+        grid = make(fault)
+        fault(grid)
+        grid.wait_until_done(seconds)
+        return grid
+
+    with ThreadPoolExecutor(len(list(faults))) as threads:
+        yield {fault.__name__: threads.submit(play, fault) for fault in faults}
 
 
 @dataclass(frozen=True)

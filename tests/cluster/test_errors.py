@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -167,13 +166,7 @@ def test_cells_that_others_train_are_left_to_them(slurm: Slurm, folder: Path) ->
 def test_sbatch_that_is_killed_after_it_has_submitted(slurm: Slurm, folder: Path) -> None:
     """By `launch`: it cancels the job that nobody knows of."""
     grid = Grid(slurm, folder / "killed-sbatch", options=QUICK, profile={"constraint": "f7|f8"}, sleep=0)
-    fake = grid.folder / "bin" / "sbatch"
-    fake.parent.mkdir()
-    real = grid.slurm.call("bash", "-c", "command -v sbatch")
-    fake.write_text(f'#!/bin/bash\n{real} "$@" >/dev/null\nkill -TERM $$\n')
-    fake.chmod(0o755)
-    path = f"{fake.parent}:{os.environ['PATH']}"
-    done = grid.command("launch", grid.study, *QUICK, "--cluster", "cluster.yaml", env={"PATH": path})
+    done = grid.launch_with("sbatch", '$REAL "$@" >/dev/null\nkill -TERM $$')
     assert done.returncode == 1
     assert "sbatch ended without an answer" in done.stderr
     orphans = grid.jobs()

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from experiments.store import read_json
-from tests.cluster.grid import CELL, STEPS_PER_EPOCH, Grid, Slurm, curves, processes, wait_for
+from tests.cluster.grid import CELL, STEPS_PER_EPOCH, Fault, Grid, Slurm, all_at_once, curves, processes, wait_for
 from tests.conftest import ROOT
 
 OPTIONS = [*CELL, "--set", "epochs=12"]
@@ -132,13 +132,7 @@ def cancelled(grid: Grid) -> None:
 
 def killed_launcher(grid: Grid) -> None:
     """By `launch`: it cancels the held job that nobody had recorded."""
-    fake = grid.folder / "bin" / "sbatch"
-    fake.parent.mkdir()
-    fake.write_text(f'#!/bin/bash\n{grid.slurm.call("bash", "-c", "command -v sbatch")} "$@"\nkill -9 $PPID\n')
-    fake.chmod(0o755)
-    path = f"{fake.parent}:{os.environ['PATH']}"
-    with grid.slurm.undisturbed:
-        done = grid.command("launch", grid.study, *grid.options, "--cluster", "cluster.yaml", env={"PATH": path})
+    done = grid.launch_with("sbatch", '$REAL "$@"\nkill -9 $PPID')
     assert done.returncode == -signal.SIGKILL
     assert grid.latest().job_ids() == set()
     (orphan, *_) = grid.jobs()
@@ -151,14 +145,7 @@ def killed_launcher(grid: Grid) -> None:
 
 def killed_before_release(grid: Grid) -> None:
     """By `launch`: it adopts the jobs, which had been recorded."""
-    fake = grid.folder / "bin" / "scontrol"
-    fake.parent.mkdir()
-    real = grid.slurm.call("bash", "-c", "command -v scontrol")
-    fake.write_text(f'#!/bin/bash\n[ "$1" = release ] && kill -9 $PPID && exit\nexec {real} "$@"\n')
-    fake.chmod(0o755)
-    path = f"{fake.parent}:{os.environ['PATH']}"
-    with grid.slurm.undisturbed:
-        done = grid.command("launch", grid.study, *grid.options, "--cluster", "cluster.yaml", env={"PATH": path})
+    done = grid.launch_with("scontrol", '[ "$1" = release ] && kill -9 $PPID && exit\nexec $REAL "$@"')
     assert done.returncode == -signal.SIGKILL
     output = grid.launch()
     assert "released now" in output
@@ -192,7 +179,7 @@ def undisturbed(grid: Grid) -> None:
     grid.launch()
 
 
-FAULTS: dict[Callable[[Grid], None], dict[str, Any]] = {
+FAULTS: dict[Fault, dict[str, Any]] = {
     preempted_by_requeue: nodes(1),
     preempted_by_cancel: {"partition": "spot", **nodes(2)},
     preempted_while_starting: nodes(9),
@@ -240,20 +227,17 @@ def local(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def grids(slurm: Slurm, folder: Path, local: object) -> Iterator[dict[str, Future[Grid]]]:
-    def play(fault: Callable[[Grid], None], profile: dict[str, Any]) -> Grid:
+    def make(fault: Fault) -> Grid:
         sleep = SLEEP.get(fault, 0.15)
-        grid = Grid(slurm, folder / fault.__name__, options=OPTIONS, profile=profile, sleep=sleep)
-        fault(grid)
-        grid.wait_until_done(900)
-        return grid
+        return Grid(slurm, folder / fault.__name__, options=OPTIONS, profile=FAULTS[fault], sleep=sleep)
 
-    with ThreadPoolExecutor(len(FAULTS)) as threads:
-        yield {fault.__name__: threads.submit(play, fault, profile) for fault, profile in FAULTS.items()}
+    with all_at_once(FAULTS, make, 900) as grids:
+        yield grids
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_it_ends_done_with_the_curves_of_an_undisturbed_run(
-    fault: Callable[[Grid], None], grids: dict[str, Future[Grid]], local: dict[str, list[dict[str, Any]]]
+    fault: Fault, grids: dict[str, Future[Grid]], local: dict[str, list[dict[str, Any]]]
 ) -> None:
     grid = grids[fault.__name__].result()
     assert grid.curves() == local

@@ -7,8 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 from simsiam.distributed import ONE_RANK
 from tests import rank_cases
-from tests.cluster.grid import CELL, STEPS_PER_EPOCH, Grid, Slurm, curves, processes, read, wait_for
+from tests.cluster.grid import CELL, STEPS_PER_EPOCH, Fault, Grid, Slurm, all_at_once, curves, processes, read, wait_for
 from tests.conftest import ROOT
 from tests.test_distributed import check_steps
 
@@ -77,7 +77,7 @@ def killed_task(grid: Grid) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-FAULTS: dict[Callable[[Grid], None], str] = {
+FAULTS: dict[Fault, str] = {
     undisturbed: "f7|f8",
     preempted: "f1|f2",
     killed_rank: "f3|f4",
@@ -96,20 +96,17 @@ def local(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 @pytest.fixture(scope="module")
 def grids(slurm: Slurm, folder: Path, local: object) -> Iterator[dict[str, Future[Grid]]]:
-    def play(fault: Callable[[Grid], None], features: str) -> Grid:
-        profile = {"nodes": 2, "tasks_per_node": 1, "array_parallelism": 1, "constraint": features}
-        grid = Grid(slurm, folder / f"ranks-{fault.__name__}", options=OPTIONS, profile=profile)
-        fault(grid)
-        grid.wait_until_done(600)
-        return grid
+    def make(fault: Fault) -> Grid:
+        profile = {"nodes": 2, "tasks_per_node": 1, "array_parallelism": 1, "constraint": FAULTS[fault]}
+        return Grid(slurm, folder / f"ranks-{fault.__name__}", options=OPTIONS, profile=profile)
 
-    with ThreadPoolExecutor(len(FAULTS)) as threads:
-        yield {fault.__name__: threads.submit(play, fault, features) for fault, features in FAULTS.items()}
+    with all_at_once(FAULTS, make, 600) as grids:
+        yield grids
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_cells_of_two_nodes_end_with_the_curves_of_two_ranks_here(
-    fault: Callable[[Grid], None], grids: dict[str, Future[Grid]], local: dict[str, list[dict[str, Any]]]
+    fault: Fault, grids: dict[str, Future[Grid]], local: dict[str, list[dict[str, Any]]]
 ) -> None:
     grid = grids[fault.__name__].result()
     assert grid.curves() == local
