@@ -26,6 +26,8 @@ from simsiam.randomness import derive, uniform
 NUM_TRIES = 10  # RandomResizedCrop's, before it falls back to a central crop
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 TABLE = 2**21  # numbers in a table of resizing weights, at most: enough for images of 32x32
+BAND = 16  # pixels of a blurred axis that are made at a time
+NEGLIGIBLE = 7.0  # standard deviations; a Gaussian has 3e-12 of its weight beyond
 BLOCK = 2**20  # numbers in the part of a batch that a CPU works on at a time: few calls, and still in the cache
 
 
@@ -152,7 +154,8 @@ def views(
     height, width = images.shape[2:]
     both = draw_pair((settings, second or settings), height, width, index, seed=seed, epoch=epoch, pair=pair)
     together = ViewParameters(*(torch.cat(parts) for parts in zip(*both, strict=True)))
-    return _normalised(apply(images.repeat(2, 1, 1, 1), together, size), mean, std)
+    x = apply(images.repeat(2, 1, 1, 1), together, size, widest_blur=_widest_blur(settings, second))
+    return _normalised(x, mean, std)
 
 
 def draw_pair(
@@ -186,14 +189,19 @@ def views_of_crops(
     second: AugmentSettings | None = None,
     pair: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`views`, of crops (2N, C, S, S) uint8 that a loader has cut and resized: N of view 1, then N of view 2.
+    """As :func:`views`, of crops (2N, C, S, S) uint8 that a loader has made: N of view 1, then N of view 2.
 
-    The loader's crops come from the same draws (:func:`draw_pair`); what follows is done here.
+    The loader cuts, resizes and mirrors them by the same draws (:func:`draw_pair`); what follows is done here.
     """
     size = crops.shape[3]
     both = draw_pair((settings, second or settings), size, size, index, seed=seed, epoch=epoch, pair=pair)
     together = ViewParameters(*(torch.cat(parts) for parts in zip(*both, strict=True)))
-    return _normalised(apply(crops, together, size, crop=False), mean, std)
+    x = apply(crops, together, size, crop=False, widest_blur=_widest_blur(settings, second))
+    return _normalised(x, mean, std)
+
+
+def _widest_blur(*settings: AugmentSettings | None) -> float:
+    return max(each.blur_sigma[1] for each in settings if each is not None)
 
 
 def _normalised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
@@ -202,29 +210,32 @@ def _normalised(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple
     return x[: len(x) // 2], x[len(x) // 2 :]
 
 
-def apply(images: Tensor, parameters: ViewParameters, size: int, *, crop: bool = True) -> Tensor:
+def apply(
+    images: Tensor, parameters: ViewParameters, size: int, *, crop: bool = True, widest_blur: float | None = None
+) -> Tensor:
     """One view of each image: (N, C, size, size) float32 in [0, 1].
 
     images: (N, C, H, W) with C of 1 or 3, uint8 or float in [0, 1]. The parameters may be on another device. Without
-    ``crop`` the images are taken to be the crops already, of the right size but not flipped yet.
+    ``crop`` the images are taken to be the crops already, resized and mirrored. ``widest_blur``: no ``blur_sigma`` is
+    larger, see :func:`gaussian_blur`.
     """
     view = torch.empty(len(images), images.shape[1], size, size, device=images.device)
     num = max(1, BLOCK // (images.shape[1] * size * size)) if images.device.type == "cpu" else len(images)
     blocks = zip(*(torch.split(part, num) for part in (view, images, *parameters)), strict=True)
     for view_block, images_block, *parameters_block in blocks:
-        _apply(images_block, ViewParameters(*parameters_block), size, crop, view_block)
+        _apply(images_block, ViewParameters(*parameters_block), size, crop, widest_blur, view_block)
     return view
 
 
-def _apply(images: Tensor, parameters: ViewParameters, size: int, crop: bool, view: Tensor) -> None:
+def _apply(
+    images: Tensor, parameters: ViewParameters, size: int, crop: bool, widest_blur: float | None, view: Tensor
+) -> None:
     device = images.device
     if crop:
         box = (parameters.top, parameters.left, parameters.height, parameters.width, parameters.flip)
         x = resized_crop(images, *(part.to(device, non_blocking=True) for part in box), size=size)
     else:
-        flip = parameters.flip.to(device, non_blocking=True)[:, None, None, None]
-        x = torch.where(flip, images.flip(3), images)
-        x = x.float().div_(255) if images.dtype == torch.uint8 else x
+        x = images.float().div_(255) if images.dtype == torch.uint8 else images
     x = color_jitter(x, parameters, out=view)
     if x.shape[1] == 3 and len(chosen := parameters.grey.nonzero().squeeze(1)):
         chosen = chosen.to(device, non_blocking=True)
@@ -233,7 +244,7 @@ def _apply(images: Tensor, parameters: ViewParameters, size: int, crop: bool, vi
     if len(chosen := parameters.blur_sigma.nonzero().squeeze(1)):
         sigma = parameters.blur_sigma[chosen].to(device, non_blocking=True)
         chosen = chosen.to(device, non_blocking=True)
-        x.index_copy_(0, chosen, gaussian_blur(x.index_select(0, chosen), sigma))
+        x.index_copy_(0, chosen, gaussian_blur(x.index_select(0, chosen), sigma, widest_blur))
     if len(chosen := parameters.solarise.nonzero().squeeze(1)):
         chosen = chosen.to(device, non_blocking=True)
         x.index_copy_(0, chosen, solarise(x.index_select(0, chosen)))
@@ -386,11 +397,12 @@ def solarise(x: Tensor) -> Tensor:
     return torch.where(x >= 0.5, 1 - x, x)
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+def gaussian_blur(x: Tensor, sigma: Tensor, widest: float | None = None) -> Tensor:
     """Gaussian blur of square images (N, C, S, S) with standard deviations ``sigma`` (N,), in pixels, above 0.
 
     Borders are reflected. The kernel reaches S - 1 pixels to either side, as far as reflection can, whatever sigma is:
-    so it does not depend on the other images, and what it cuts off is negligible.
+    so it does not depend on the other images, and what it cuts off is negligible. ``widest``: no sigma is larger, which
+    saves large images the work on what no kernel weighs.
     """
     size = x.shape[-1]
     pixel = torch.arange(size, device=x.device)
@@ -401,4 +413,20 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     both_sides = torch.cat((kernel.flip(1), kernel[:, 1:]), dim=1)  # (N, 2 S - 1)
     mirrored = torch.nn.functional.pad(kernel, (0, size - 1)).unfold(1, size, 1) * (pixel > 0)  # (N, S, S)
     weights = both_sides.unfold(1, size, 1).flip(1).add_(mirrored).add_(mirrored.flip(1, 2))
-    return _separable(x, weights, weights)
+    reach = size if widest is None else math.ceil(NEGLIGIBLE * widest)
+    return _separable(x, weights, weights) if size <= 2 * BAND + reach else _banded(x, weights, reach)
+
+
+def _banded(x: Tensor, weights: Tensor, reach: int) -> Tensor:
+    """Map both axes of images (N, C, S, S) by matrices (N, S, S), of which only ``reach`` from the diagonal counts."""
+    num, channels, size, _ = x.shape
+    halfway, result = torch.empty_like(x), torch.empty_like(x)
+    with torch.autocast(x.device.type, enabled=False):
+        for start in range(0, size, BAND):
+            made, used = slice(start, start + BAND), slice(max(0, start - reach), start + BAND + reach)
+            some = weights[:, made, used].transpose(1, 2)
+            halfway[..., made] = torch.bmm(x[..., used].flatten(1, 2), some).view(num, channels, size, -1)
+        for start in range(0, size, BAND):
+            made, used = slice(start, start + BAND), slice(max(0, start - reach), start + BAND + reach)
+            result[:, :, made] = torch.matmul(weights[:, None, made, used], halfway[:, :, used])
+    return result

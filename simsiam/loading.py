@@ -222,12 +222,13 @@ class Crops(TorchDataset[tuple[Tensor, Tensor]]):
             for view in draw_pair(both, heights, widths, index, seed=self.settings.seed, epoch=epoch, pair=pair)
         ]
         boxes = [torch.stack((view.top, view.left, view.height, view.width), dim=1).tolist() for view in drawn]
+        flips = [view.flip.tolist() for view in drawn]
         crops = torch.empty(len(boxes), len(index), 3, size, size, dtype=torch.uint8)
         for place, image in enumerate(index.tolist()):
             pixels = _decode(self.images, image)
-            for view, of_view in enumerate(boxes):
+            for view, (of_view, flip) in enumerate(zip(boxes, flips, strict=True)):
                 crop = transforms.resized_crop(pixels, *of_view[place], size=[size, size], antialias=True)
-                crops[view, place] = crop
+                crops[view, place] = crop.flip(2) if flip[place] else crop
         return index, crops.flatten(0, 1)
 
 

@@ -181,6 +181,16 @@ def test_blur_agrees_with_torchvision(size: int, kind: str) -> None:
     assert_near(augment.gaussian_blur(x, sigma), torch.stack(expected))
 
 
+@pytest.mark.parametrize(("size", "widest"), [(33, 0.5), (96, 2.0), (224, 2.0), (100, 9.0)])
+def test_a_large_image_is_blurred_the_same_without_what_no_kernel_weighs(size: int, widest: float) -> None:
+    sigma = torch.linspace(0.1, widest, 5)
+    x = make_images("noise", len(sigma), 3, size, size) / 255
+    kernel_size = [2 * size - 1, 2 * size - 1]
+    expected = [F.gaussian_blur(image, kernel_size, [s]) for image, s in zip(x, sigma.tolist(), strict=True)]
+    assert_near(augment.gaussian_blur(x, sigma, widest), torch.stack(expected))
+    assert torch.equal(augment.gaussian_blur(x[1:2], sigma[1:2], widest), augment.gaussian_blur(x, sigma, widest)[1:2])
+
+
 def test_jitter_that_changes_nothing_leaves_every_bit() -> None:
     x = make_images("noise", 30) / 255
     parameters = draw_for(x)
@@ -298,7 +308,7 @@ def test_parameters_belong_to_the_image() -> None:
         assert torch.equal(a[100:150], b)
 
 
-@pytest.mark.parametrize(("channels", "height", "size"), [(3, 32, 32), (1, 28, 28), (3, 33, 17)])
+@pytest.mark.parametrize(("channels", "height", "size"), [(3, 32, 32), (1, 28, 28), (3, 33, 17), (3, 60, 60)])
 def test_a_view_does_not_depend_on_the_batch(
     channels: int, height: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -307,7 +317,8 @@ def test_a_view_does_not_depend_on_the_batch(
     images = make_images("smooth", num, channels, height, height)
 
     def view(chosen: Tensor) -> Tensor:
-        return augment.apply(images[chosen], draw(SETTINGS, height, height, chosen, key=2), size)
+        parameters = draw(SETTINGS, height, height, chosen, key=2)
+        return augment.apply(images[chosen], parameters, size, widest_blur=SETTINGS.blur_sigma[1])
 
     together = view(torch.arange(num))
     shuffled = torch.randperm(num, generator=torch.Generator().manual_seed(1))
