@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -91,22 +93,38 @@ def lightly_loader(dataset: Dataset, batch_size: int, workers: int) -> Any:
 
 
 class LightlySimSiam:
-    """lightly's heads, loss and training step around our backbone of the same settings."""
+    """lightly's heads, loss and training step around our backbone, with the same layers and the same recipe.
+
+    Its own SimSiamProjectionHead has three layers and an output BN without scale: the heads here are built from the
+    blocks that it is built from. As in Sec. 4.2 the predictor's rate does not decay.
+    """
 
     def __init__(self, settings: Settings) -> None:
         from lightly.loss import NegativeCosineSimilarity
-        from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
+        from lightly.models.modules.heads import ProjectionHead
+        from torch.nn import BatchNorm1d, ReLU
 
         projector, predictor = settings.projector, settings.predictor
+        hidden, dim = projector.hidden_dim, projector.output_dim
         self.backbone, num_features = make_backbone(settings.backbone, 3)
-        self.projection = SimSiamProjectionHead(num_features, projector.hidden_dim, projector.output_dim)
-        self.prediction = SimSiamPredictionHead(projector.output_dim, predictor.hidden_dim, projector.output_dim)
+        widths = [num_features, *[hidden] * (projector.num_layers - 1)]
+        blocks = [(into, out, BatchNorm1d(out), ReLU()) for into, out in itertools.pairwise(widths)]
+        self.projection = ProjectionHead([*blocks, (widths[-1], dim, BatchNorm1d(dim), None)])
+        narrow = predictor.hidden_dim
+        self.prediction = ProjectionHead([(dim, narrow, BatchNorm1d(narrow), ReLU()), (narrow, dim, None, None)])
         self.criterion = NegativeCosineSimilarity()
-        modules = torch.nn.ModuleList((self.backbone, self.projection, self.prediction))
-        rate = settings.optimizer.lr * settings.batch_size / 256
+        self.rate = settings.optimizer.lr * settings.batch_size / 256
+        encoder = [*self.backbone.parameters(), *self.projection.parameters()]
         self.optimizer = torch.optim.SGD(
-            modules.parameters(), rate, settings.optimizer.momentum, weight_decay=settings.optimizer.weight_decay
+            [{"params": encoder}, {"params": list(self.prediction.parameters())}],
+            self.rate,
+            settings.optimizer.momentum,
+            weight_decay=settings.optimizer.weight_decay,
         )
+
+    def decay(self, share: float) -> None:
+        """The encoder's rate after ``share`` of all steps: a half-period cosine."""
+        self.optimizer.param_groups[0]["lr"] = self.rate * (1 + math.cos(math.pi * share)) / 2
 
     def step(self, x1: Tensor, x2: Tensor) -> Tensor:
         """One update."""

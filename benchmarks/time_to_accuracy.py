@@ -8,6 +8,7 @@ is stopped after four times our time: then the row says how far it had come, and
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -77,13 +78,12 @@ def our_epochs(settings: Settings, dataset: Dataset) -> tuple[nn.Module, Iterato
 def lightly_epochs(settings: Settings, dataset: Dataset) -> tuple[nn.Module, Iterator[Callable[[], object]]]:
     model = LightlySimSiam(settings)
     loader = lightly_loader(dataset, settings.batch_size, workers=2)
-    steps = len(loader) * settings.epochs
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(model.optimizer, steps)
+    steps, step = len(loader) * settings.epochs, itertools.count()
 
     def train_epoch() -> None:
         for views, _ in loader:
+            model.decay(next(step) / steps)
             model.step(*views)
-            schedule.step()
 
     return model.backbone, (train_epoch for _ in range(settings.epochs))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.store import Heartbeats, RunFolder, Status, run_names
-from experiments.study import Cell, Scale, Study, make_cells
+from experiments.study import Cell, Scale, Study, make_cells, no_collection
 from simsiam.config import DataSettings, Settings, config_id
 from simsiam.data import fingerprint
 
@@ -77,6 +77,7 @@ def _status(folder: RunFolder, heartbeats: Heartbeats) -> Status:
         return Status("unreadable", {})
 
 
+@no_collection()
 def make_plan(
     study: Study, scale: Scale, seeds: list[int] | None, overrides: Iterable[str], runs: Path, data: Path
 ) -> Plan:

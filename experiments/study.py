@@ -6,6 +6,8 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import itertools
 import math
@@ -193,6 +195,19 @@ def default_scale() -> str:
     return "cifar" if any(Path("/dev").glob("nvidia[0-9]*")) else "cpu"
 
 
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """While thousands of objects are made that stay: the garbage collector looks at all of them time and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@no_collection()
 def load_study(name: str) -> Study:
     """A study that ships, by name, or a user's own, by the path of its file."""
     path = HERE / "studies" / f"{name}.yaml"
@@ -320,9 +335,12 @@ def _cross(variants: list[Variant], axes: Mapping[str, tuple[Sequence[Any], str]
             raise SettingsError(f"seed: is chosen with --seeds or `seeds:`  [{origin}]")
         if not values:
             raise SettingsError(f"{path}: the grid has no values here  [{origin}]")
-        for i, value in enumerate(values):
-            if value in values[:i]:
+        seen = set[Any]()
+        for value in values:
+            hashable = repr(value) if isinstance(value, tuple | dict) else value
+            if hashable in seen:
                 raise SettingsError(f"{path}: {_short(value)} is in the grid twice  [{origin}]")
+            seen.add(hashable)
     if math.prod(len(values) for values, _ in axes.values()) > MAX_POINTS:
         raise SettingsError(f"grid: has more than {MAX_POINTS:,} points  [{next(iter(axes.values()))[1]}]")
     for variant in variants or [Variant("", {})]:
