@@ -1,12 +1,14 @@
 """Two augmented 224x224 views of JPEG files, pairs a second on one core: ``python -m benchmarks.photographs``.
 
 Needs ``--data``: the JPEG files below its folder ``photographs/``. Ours is what a loader process does and what is done
-with its crops on the training device, both counted on this one core.
+with its crops on the training device, both counted on this one core. Then the same from a copy with a short side of
+256 (`data resize`), and what that copy does to the crops.
 """
 
 from __future__ import annotations
 
 import itertools
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +19,11 @@ from torch import Tensor
 from benchmarks.harness import Bench, Contender, Reach
 from benchmarks.images import MEAN, STD
 from benchmarks.peers import lightly_transform, torchvision_transform
-from simsiam.augment import views_of_crops
-from simsiam.config import validate
+from simsiam.augment import draw, views_of_crops
+from simsiam.config import Settings, validate
 from simsiam.data import FileSplit
 from simsiam.loading import Crops
+from simsiam.resized import resize_folder
 
 SIZE, BATCH = 224, 32
 
@@ -44,11 +47,11 @@ def main() -> None:
     split = files_below(folder, 64 if bench.quick else 192)
     blur = 0.5
     settings = validate({"data.image_size": SIZE, "augment.blur_probability": blur})
-    crops_of, epochs = Crops(split, settings), itertools.count()
+    epochs = itertools.count()
 
-    def ours() -> None:
-        epoch = next(epochs)
-        for index in torch.split(torch.arange(len(split)), BATCH):
+    def ours(files: FileSplit = split) -> None:
+        crops_of, epoch = Crops(files, settings), next(epochs)
+        for index in torch.split(torch.arange(len(files)), BATCH):
             _, crops = crops_of.__getitems__(torch.cat((torch.tensor([epoch]), index)))
             views_of_crops(crops, index, settings.augment, seed=0, epoch=epoch, mean=MEAN, std=STD)
 
@@ -72,6 +75,37 @@ def main() -> None:
         repeats=bench.repeats(7) if not bench.quick else 3,
         note=f"{len(split)} photographs, in the page cache",
     )
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = resized(split, Path(scratch), 256)
+        bench.compare(
+            "two 224x224 views of a photograph, from a copy with short side 256",
+            "pairs/s per core",
+            Contender("from the copy", lambda: ours(copy), len(copy)),
+            [(Contender("from the original", ours, len(split)), None)],
+            repeats=bench.repeats(7) if not bench.quick else 3,
+            note=f"originals: {of_crops(split, settings)}; copy: {of_crops(copy, settings)}",
+        )
+
+
+def resized(split: FileSplit, scratch: Path, short_side: int) -> FileSplit:
+    """A copy of the photographs with this short side, made by `data resize`."""
+    for part in ("train", "val"):
+        folder = scratch / "originals" / part / "all"
+        folder.mkdir(parents=True)
+        for place in range(len(split) if part == "train" else 1):
+            (folder / f"{place:06}.jpg").symlink_to(split.path(place).resolve())
+    resize_folder(scratch / "originals", scratch / "copy", short_side, lambda text: None)
+    return files_below(scratch / "copy" / "train", len(split))
+
+
+def of_crops(split: FileSplit, settings: Settings) -> str:
+    """How large crops are, as a share of the image, and how many of them have fewer pixels than the view."""
+    height, width = torch.from_numpy(split.sizes).unbind(1)
+    draws = [draw(settings.augment, height, width, torch.arange(len(split)), key=key) for key in range(200)]
+    heights, widths = (torch.stack([getattr(one, side) for one in draws]).double() for side in ("height", "width"))
+    share = heights * widths / (height * width)
+    few = ((heights < SIZE) | (widths < SIZE)).double().mean()
+    return f"area of a crop {share.mean():.3f} +- {share.std():.3f}, {100 * few:.0f} % are enlarged in an axis or both"
 
 
 if __name__ == "__main__":

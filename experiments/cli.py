@@ -48,6 +48,7 @@ cluster_app.command("check")(cluster.check)
 cluster_app.command("selftest")(cluster.selftest)
 data_app.command("prepare")(data.data_prepare)
 data_app.command("check")(data.data_check)
+data_app.command("resize")(data.data_resize)
 
 
 def main() -> None:

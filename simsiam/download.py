@@ -382,7 +382,7 @@ def read_folder(tree: Tree, storage: Literal["memory", "files"], image_size: int
 def _mapped(read: Callable[[Path], NDArray[Any]], tree: Tree, split: str, progress: Progress) -> Iterator[NDArray[Any]]:
     """``read`` of each file, in order, in chunks. Threads do: Pillow decodes without the interpreter's lock."""
     paths, shown = tree.paths[split], time.monotonic()
-    with ThreadPoolExecutor(min(32, _num_cores())) as pool:
+    with ThreadPoolExecutor(min(32, num_cores())) as pool:
         for start in range(0, len(paths), 128):
             if time.monotonic() - shown > 5:
                 progress(f"{split}: {start:,} of {len(paths):,} images read")
@@ -390,7 +390,8 @@ def _mapped(read: Callable[[Path], NDArray[Any]], tree: Tree, split: str, progre
             yield np.stack(list(pool.map(lambda path: read(tree.folder / path), paths[start : start + 128])))
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
