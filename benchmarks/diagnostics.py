@@ -54,7 +54,6 @@ def main() -> None:
         seconds=True,
         note=f"cpu scale, {steps} steps, 2 evaluations",
     )
-    bench.finish()
 
 
 if __name__ == "__main__":

@@ -86,7 +86,8 @@ class Bench:
         parser.add_argument("--data", type=Path, help="a folder with cifar10/{train,test}/CLASS/IMAGE and photographs/")
         parser.add_argument("--out", type=Path, default=Path("reports/benchmarks"), help="where the CSV goes")
         options = parser.parse_args()
-        self.name, self.quick, self.data, self.threads = name, bool(options.quick), options.data, threads
+        self.name, self.quick, self.threads = name, bool(options.quick), threads
+        self.data: Path | None = options.data
         self.out: Path = options.out
         self.rows: list[Row] = []
         import torch

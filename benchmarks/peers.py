@@ -132,6 +132,6 @@ class LightlySimSiam:
         p1, p2 = self.prediction(z1), self.prediction(z2)
         loss: Tensor = 0.5 * (self.criterion(z1.detach(), p2) + self.criterion(z2.detach(), p1))
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss

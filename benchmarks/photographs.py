@@ -2,13 +2,14 @@
 
 Needs ``--data``: the JPEG files below its folder ``photographs/``. Ours is what a loader process does and what is done
 with its crops on the training device, both counted on this one core. Then the same from a copy with a short side of
-256 (`data resize`), and what that copy does to the crops.
+256 (`data resize`), and what that copy does to the crops; and another decoder, which is not in the program.
 """
 
 from __future__ import annotations
 
 import itertools
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,7 @@ def main() -> None:
         repeats=bench.repeats(7) if not bench.quick else 3,
         note=f"{len(split)} photographs, in the page cache",
     )
+    decoders(bench, split)
     with tempfile.TemporaryDirectory() as scratch:
         copy = resized(split, Path(scratch), 256)
         bench.compare(
@@ -85,6 +87,29 @@ def main() -> None:
             repeats=bench.repeats(7) if not bench.quick else 3,
             note=f"originals: {of_crops(split, settings)}; copy: {of_crops(copy, settings)}",
         )
+
+
+def decoders(bench: Bench, split: FileSplit) -> None:
+    """A photograph's pixels, from its file."""
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    def pillow() -> None:
+        for place in range(len(split)):
+            with Image.open(split.path(place)) as file:
+                np.array(file.convert("RGB"))
+
+    def torchvision() -> None:
+        for place in range(len(split)):
+            decode_jpeg(read_file(str(split.path(place))), mode=ImageReadMode.RGB)
+
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # torchvision's decoders are on their way out
+    bench.compare(
+        "decoding a photograph",
+        "photographs/s per core",
+        Contender("Pillow", pillow, len(split)),
+        [(Contender("torchvision, decode_jpeg", torchvision, len(split)), None)],
+        repeats=bench.repeats(7),
+    )
 
 
 def resized(split: FileSplit, scratch: Path, short_side: int) -> FileSplit:

@@ -159,7 +159,6 @@ def main() -> None:
                 clock="wall",
                 reach=Reach(1.1, at_least=False),
             )
-    bench.finish()
 
 
 def limit_row(bench: Bench, what: str, has_limit: bool) -> Callable[[str, float, float, str], None]:

@@ -100,38 +100,37 @@ def main() -> None:
     dataset = replace(prepare(settings.data, Path("data")), name="cifar10")
     source = make_source(settings, dataset, CPU)
 
-    seconds, top1, epochs = race(*_with(source, *our_epochs(settings, dataset)))
+    backbone, epochs = our_epochs(settings, dataset)
+    seconds, top1, num = race(backbone, source, epochs)
     reached = top1 >= TARGET
-    theirs, their_top1, their_epochs = race(
-        *_with(source, *lightly_epochs(settings, dataset)), limit=PEER_LIMIT * seconds
-    )
+    backbone, epochs = lightly_epochs(settings, dataset)
+    theirs, their_top1, their_num = race(backbone, source, epochs, limit=PEER_LIMIT * seconds)
     what = f"{TARGET:g} % kNN on CIFAR-10" if reached else f"CIFAR-10 ({TARGET:g} % kNN was not reached)"
-    note = f"ours {top1:.1f} % after {epochs} epochs, lightly {their_top1:.1f} % after {their_epochs}"
+    note = f"ours {top1:.1f} % after {num} epochs, lightly {their_top1:.1f} % after {their_num}"
     if their_top1 < TARGET:
         note += "; lightly was stopped before it got there, so the ratio is a lower bound"
-    minutes = {"ours": [seconds / 60], "peer": [theirs / 60], "clock": "wall"}
     bench.add(
         f"time to {what}, over lightly's",
         "min",
+        ours=[seconds / 60],
         peer_name="lightly, 2 loader processes",
+        peer=[theirs / 60],
         ratios=[seconds / theirs],
         reach=Reach(0.25, at_least=False),
+        clock="wall",
         note=note,
-        **minutes,
     )
     bench.add(
         f"time to {what}, over 6 minutes",
         "min",
+        ours=[seconds / 60],
         peer_name="6 minutes",
+        peer=[6.0],
         ratios=[seconds / 360],
         reach=Reach(1.0, at_least=False),
+        clock="wall",
         note=f"batch {settings.batch_size}, rate {settings.optimizer.lr} x batch / 256, {settings.epochs} epochs",
-        **minutes | {"peer": [6.0]},
     )
-
-
-def _with(source: Source, backbone: nn.Module, epochs: Iterator[Callable[[], object]]) -> tuple[Any, ...]:
-    return backbone, source, epochs
 
 
 if __name__ == "__main__":

@@ -110,11 +110,12 @@ def lightly_steps(settings: Settings, dataset: Dataset, workers: int, num: int) 
 def main() -> None:
     bench = Bench("training", "Images a second of the training step, end to end.", threads=2)
     dataset = generated(20_000)
-    for name, changes, num, reach, workers in (
+    cases: list[tuple[str, dict[str, Any], int, float, tuple[int, ...]]] = [
         ("small ResNet, batch 128", SMALL, 20, 5.0, (0, 1, 2)),
         ("small ResNet, batch 256", SMALL | {"batch_size": 256}, 10, 5.0, (0, 1, 2)),
         ("CIFAR ResNet-18, batch 64", RESNET18, 3, 1.15, (0, 2)),
-    ):
+    ]
+    for name, changes, num, reach, workers in cases:
         if bench.quick and "256" in name:
             continue
         if bench.quick:
