@@ -98,7 +98,8 @@ class GridView:
         _, progress, _ = self.running.pop(planned.run_id, (planned, {}, Clock()))
         if state == "done":
             self.bar.advance(self.task)
-            self._say(f"{planned.label}: done, kNN {number(progress.get('knn_top1'), '.1f')} %")
+            outcome = f" ({message})" if message else ""
+            self._say(f"{planned.label}: done{outcome}, kNN {number(progress.get('knn_top1'), '.1f')} %")
         elif state == "stopped":
             self._say(f"{planned.label}: stopped at epoch {number(progress.get('epoch'), '.1f')}, checkpoint written")
         else:

@@ -61,7 +61,9 @@ class RankFailedError(Exception):
 def run_cell(
     run_id: str, settings: Settings, dataset: Dataset, where: Surroundings, team: Team = ALONE
 ) -> tuple[str, str]:
-    """Train a run to its end, unless it is somebody else's. Returns its state and, for a failed one, why.
+    """Train a run to its end, unless it is somebody else's. Returns its state and what there is to say about it.
+
+    Of a failed one that is why; of one that is done, that it collapsed or diverged.
 
     The state is "done", "stopped", "failed", "given up" (failed, for lack of progress), or "elsewhere" (done already,
     or owned by another process). With a ``team`` of several ranks this is rank 0's part, and the state may be
@@ -79,7 +81,7 @@ def run_cell(
             attempt.fail(f"{reason}\n")
             return "given up", reason
         heart.start()
-        state = _train(attempt, heart, settings, dataset, where, team)
+        return _train(attempt, heart, settings, dataset, where, team)
     except LeaseLostError:
         heart.stop()
         return "elsewhere", ""
@@ -93,12 +95,11 @@ def run_cell(
     except Exception as error:  # whatever it is, the other cells of the grid go on
         heart.stop()
         return "failed", _record_failure(attempt, error)
-    return state, ""
 
 
 def _train(
     attempt: Attempt, heart: _Heart, settings: Settings, dataset: Dataset, where: Surroundings, team: Team
-) -> str:
+) -> tuple[str, str]:
     folder = attempt.folder.path
     # Sums depend on how many threads share them: a resumed run keeps the count it started with.
     earlier = attempt.provenance()["attempts"]
@@ -127,7 +128,7 @@ def _train(
     heart.stop()
     if outcome is None:
         attempt.write_state("stopped")
-        return "stopped"
+        return "stopped", ""
     points = metrics.merge(folder)
     final: Point = {}
     for point in points:
@@ -142,7 +143,7 @@ def _train(
         "peak_memory_bytes": _peak_memory(where.device),
     }
     attempt.finish(points, result)
-    return "done"
+    return "done", "" if outcome == "healthy" else outcome
 
 
 def _lack_of_progress(attempt: Attempt, attempts_before: int | None) -> str:

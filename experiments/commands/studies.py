@@ -245,6 +245,8 @@ def _print_overview(made: Plan, overview: Overview, console: Console) -> None:
     states = Counter({row.planned.run_id: row.state for row in overview.rows}.values())
     counts = ", ".join(f"{num} {state}" for state, num in sorted(states.items()))
     console.print(f"\n{count(states.total(), 'run')} in {made.runs}/: {counts}", highlight=False)
+    if not made.runs.exists():
+        console.print(f"There is no folder {made.runs.absolute()}; --runs names another one.", soft_wrap=True)
     for note in overview.notes:
         console.print(note, soft_wrap=True)
 
