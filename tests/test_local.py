@@ -216,11 +216,16 @@ def test_a_run_that_diverges_is_done_and_says_so(command: Command, tmp_path: Pat
     done = command("run", *options, "-j", "1")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+    assert (done.stdout + done.stderr).count(": done (diverged)") == 2
     assert {(cell["state"], cell["outcome"]) for cell in states(command, *options)} == {("done", "diverged")}
     assert leases(tmp_path / "runs") == [1, 1]
     for folder in (tmp_path / "runs").glob("*-s0"):
         assert json.loads((folder / "state.json").read_text())["state"] == "done"
     assert command("report", *options, "--out", "rep").returncode == 0
+
+
+def test_status_names_a_runs_folder_that_is_not_there(command: Command, tmp_path: Path) -> None:
+    assert f"There is no folder {tmp_path / 'elsewhere'}" in command("status", *QUICK, "--runs", "elsewhere").stdout
 
 
 def test_a_damaged_result_is_made_anew_from_the_checkpoint(command: Command, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from simsiam.data import DataError
 from simsiam.download import scan_folder
 from simsiam.resized import resize_folder
+from tests.conftest import Command
 
 
 @pytest.fixture
@@ -52,6 +53,14 @@ def test_large_images_are_torchvision_s_resized_and_small_ones_stay(photos: Path
         assert pixels.shape == expected.shape
         assert (pixels.float() - expected.float()).abs().mean() < 4  # what JPEG loses of colour edges
     assert torch.equal(torch.tensor(tree.labels["train"]), torch.zeros(4, dtype=torch.int64))
+
+
+def test_the_command_says_how_to_train_on_the_copy(photos: Path, tmp_path: Path, command: Command) -> None:
+    done = command("data", "resize", "photos", "copies/small", "--short-side", "32")
+    assert done.returncode == 0, done.stderr
+    assert f"--set data.path={tmp_path / 'copies' / 'small'}" in done.stdout
+    folder = ["--set", f"data.path={tmp_path / 'copies' / 'small'}", "--set", "data.image_size=16"]
+    assert "4 training and 4 test images" in command("data", "prepare", "folder", *folder).stdout
 
 
 def test_what_was_stopped_goes_on_and_ends_the_same(photos: Path, tmp_path: Path) -> None:
