@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from simsiam.data import DataError
 from simsiam.download import Tree, num_cores, scan_folder, to_rgb
+from simsiam.files import write_atomically
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,7 +65,7 @@ def _begin(tree: Tree, target: Path, short_side: int) -> bool:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"{target}: is there already, and is not a folder of resized images; name a new one")
     target.mkdir(parents=True, exist_ok=True)
-    (target / UNFINISHED).write_text(json.dumps(names))
+    write_atomically(target / UNFINISHED, lambda file: json.dump(names, file), aside=str(os.getpid()), mode="w")
     return False
 
 
