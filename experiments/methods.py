@@ -43,12 +43,16 @@ def switches(s: Settings) -> dict[str, str]:
         "loss": "negative cosine" if s.loss.name == "cosine" else f"{s.loss.name}, temperature {s.loss.temperature:g}",
         "symmetry": s.loss.symmetry,
         "BN forwards": ("one for both views" if s.batch_norm.one_forward else "one for each view") + groups,
+        "residual blocks": "start as the identity"
+        if s.initialisation.zero_last_bn
+        else "start with a last BN scale of 1",
         "projector": f"{projector.num_layers} layers, BN: "
         + (", ".join(place for place, there in places.items() if there) or "none"),
         "widths": f"{projector.hidden_dim} -> {projector.output_dim}"
         + ("" if s.predictor.kind == "none" else f"; predictor {s.predictor.hidden_dim}"),
         "batch": str(s.batch_size),
         "optimiser": f"{optimizer.name.upper()}, base rate {optimizer.lr:g}",
+        "weight of the loss": f"{s.loss.weight:g}",
         "warm-up": f"{optimizer.warmup_epochs:g} epochs",
         "weight decay": f"{optimizer.weight_decay:g}{excluded}",
         "crops, colour jitter": f"from {views.crop_scale[0]:g}; {jitter}",

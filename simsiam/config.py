@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 # Raised when a name or a meaning in Settings changes so that the same text would describe another run.
 SCHEMA_VERSION = 1
 # Raised when a change of code changes the numbers that the same settings give.
-NUMERICS_REVISION = 1
+NUMERICS_REVISION = 2
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -170,7 +170,8 @@ class TargetSettings(Section):
     )
     image_average: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
-        description="the target is a moving average of each image's z/|z| with this momentum (Sec. 5.2: 0.8); 0: off",
+        description="the target is a moving average of each image's z/|z| with this momentum, moved before the step"
+        " (Sec. 5.2: 0.8); 0: off, which is the same as no memory",
     )
 
 
@@ -187,6 +188,11 @@ class LossSettings(Section):
     symmetry: Literal["symmetric", "asymmetric", "asymmetric-2x"] = Field(
         "symmetric",
         description="asymmetric: D(p1, z2) alone, weight 1; asymmetric-2x: two such pairs of each image (Sec. 4.6)",
+    )
+    weight: Positive = Field(
+        1.0,
+        description="factor on the loss whose gradient is taken, not on the logged one: an original that sums its"
+        " directions where this averages them was tuned at a multiple of it",
     )
 
 
@@ -208,6 +214,9 @@ class InitialisationSettings(Section):
     fc_std: Positive | None = Field(
         None,
         description="standard deviation of all fully connected layers, normal (App. A: 0.01); null: PyTorch's default",
+    )
+    zero_last_bn: bool = Field(
+        True, description="the last BN scale of each residual block starts at 0 (App. A), not at 1 (MoCo, SwAV)"
     )
 
 

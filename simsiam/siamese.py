@@ -115,6 +115,7 @@ class Siamese(nn.Module):
             t1, t2 = self.keys(x1, step), self.keys(x2, step)
         if self.averages is not None:
             assert index is not None, "a target that remembers images is asked for them"
+            # Each direction is solved against the average moved by its own other view: D(p1, eta with z2), and swapped.
             t1, t2 = self.averages.value(index, t1), self.averages.value(index, t2)
         if target.stop_gradient:
             t1, t2 = t1.detach(), t2.detach()
@@ -157,7 +158,7 @@ class Siamese(nn.Module):
         if self.queue is not None:  # both terms of the loss used the same old queue
             views = (output.t1, output.t2) if self.settings.loss.symmetry == "symmetric" else (output.t2,)
             self.queue.enqueue(torch.cat([self.ranks.gather(keys) for keys in views]))
-        if self.averages is not None:  # one draw of T' updates eta: the second view's (eq. 10)
+        if self.averages is not None:  # one draw of T' is kept (eq. 10): the second view's, which p1 was compared with
             self.averages.update(self.ranks.gather(index), self.ranks.gather(output.z2.detach()))
 
     def _move_target(self, step: int, num_steps: int) -> None:
@@ -172,7 +173,7 @@ def initialise(model: Siamese, settings: Settings) -> None:
 
     Convolutions: He normal, fan-out (torchvision's ResNet). Fully connected layers: PyTorch's default, uniform in
     -+ 1/sqrt(fan_in), or normal with a fixed std. BN: scale 1, shift 0, but the last scale of each residual block 0
-    (App. A).
+    (App. A) where ``initialisation.zero_last_bn`` says so.
     """
     for path, module in model.named_modules():
         draws = generator(settings.seed, "weights", path)
@@ -186,4 +187,5 @@ def initialise(model: Siamese, settings: Settings) -> None:
                 module.weight.normal_(0, settings.initialisation.fc_std, generator=draws)
             if module.bias is not None:
                 module.bias.uniform_(-bound, bound, generator=draws)
-    zero_last_bn(model.backbone)
+    if settings.initialisation.zero_last_bn:
+        zero_last_bn(model.backbone)

@@ -106,10 +106,13 @@ def momentum_at(settings: TargetSettings, step: int, num_steps: int) -> float:
 class ImageAverage(nn.Module):
     """A moving average eta_x of the direction of each training image's z (Sec. 5.2, footnote 5), instead of h.
 
-    eta <- normalise(momentum x eta + (1 - momentum) x z/|z|), the paper's momentum being 0.8; the first visit sets
-    eta = z/|z|. Each ``update`` is one step of the average, and comes after the loss: a step first asks for ``value``,
-    so its target does not hold the step's own z, but on an image's first visit, when z/|z| stands in for the average.
-    That z is to be F(T'(x)), of the other view than the one that the value is compared with.
+    It takes the place of eq. 8, so it moves before the step that is solved against it:
+    eta_t = normalise(momentum x eta_(t-1) + (1 - momentum) x z/|z|), the paper's momentum being 0.8. Here z = F(T'(x))
+    is this step's own output for the other view than the one that is compared with eta_t, and a constant. So with a
+    momentum of 0 the target is that z, and the step is SimSiam's without h. An image's first visit has no eta_(t-1),
+    and its target is z/|z|.
+
+    ``value`` gives eta_t and keeps nothing; ``update`` keeps it for the image's next visit.
 
     Its state is ``average`` (num_images, d), float32, zero where ``visited`` (num_images,) is false. The indices of one
     call must be distinct.
@@ -126,17 +129,18 @@ class ImageAverage(nn.Module):
 
     @torch.no_grad()
     def value(self, index: Tensor, z: Tensor) -> Tensor:
-        """The targets of images ``index`` (N,): eta, or z/|z| (z: (N, d)) before the first visit; (N, d) constants."""
-        return torch.where(self.visited[index, None], self.average[index], self._unit(z))
+        """eta_t of images ``index`` (N,), given this step's z (N, d); (N, d) constants. A sum of 0 leaves eta_(t-1)."""
+        old = self.average[index]  # zero before the first visit, so that eta_t is z/|z|
+        new = F.normalize(self.momentum * old + (1 - self.momentum) * self._unit(z), dim=1)
+        vanished = new.norm(dim=1) < 0.5  # false for NaN, which a diverged run shall show
+        return torch.where(vanished[:, None], old, new)
 
     @torch.no_grad()
     def update(self, index: Tensor, z: Tensor) -> None:
-        """Move the averages of images ``index`` (N,) towards z (N, d). A sum of 0, as z = 0 gives, changes nothing."""
-        old = self.average[index]  # zero before the first visit, which so sets z/|z|
-        new = F.normalize(self.momentum * old + (1 - self.momentum) * self._unit(z), dim=1)
-        vanished = new.norm(dim=1) < 0.5  # false for NaN, which a diverged run shall show
-        self.average[index] = torch.where(vanished[:, None], old, new)
-        self.visited[index] |= ~vanished
+        """Keep :meth:`value`. An image whose z has only ever been 0 stays unvisited."""
+        new = self.value(index, z)
+        self.average[index] = new
+        self.visited[index] |= (new != 0).any(1)
 
     def _unit(self, z: Tensor) -> Tensor:
         return F.normalize(z.to(self.average.dtype), dim=1)

@@ -167,7 +167,8 @@ class Training:
         """One step of Algorithm 1: the loss of two views, its gradient, an update of f and h, and of what follows them.
 
         With two pairs of views (Sec. 4.6, "2x") the loss is the mean over both; the first one's output is returned.
-        The loss that is returned is the whole batch's, the rest is of this rank's images.
+        The loss that is returned is the whole batch's and has no weight, the rest is of this rank's images; the
+        gradients are those of the weighted loss.
         """
         set_rates(self.optimizer, self.settings, self.step, self.steps_per_epoch, self.num_steps)
         with self.precision():
@@ -181,7 +182,7 @@ class Training:
         loss = torch.stack([output.loss for output in outputs]).mean()
         output = outputs[0]._replace(loss=loss)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        (self.settings.loss.weight * loss).backward()  # type: ignore[no-untyped-call]
         self.gradients.finish()
         self.optimizer.step()
         self.model.after_step(output, batch.places, self.step, self.num_steps)

@@ -198,6 +198,8 @@ def test_table_4_s_recipes() -> None:
     assert (byol[0].augment.blur_probability, byol[0].second_view.blur_probability) == (1.0, 0.1)
     assert (byol[0].augment.solarise_probability, byol[0].second_view.solarise_probability) == (0.0, 0.2)
     assert table_4["SimCLR, 1x"].augment.crop_scale == (0.08, 1.0)
+    moco = {name: cell.settings.loss for name, cell in cells("moco-symmetry", "imagenet").items()}
+    assert (moco["asymmetric"].weight, moco["symmetric"].weight) == (1, 2)  # one direction, and the sum of two
     optimal = cells("transfer-recipe", "imagenet")["SimSiam, optimal"].settings
     assert (optimal.optimizer.lr, optimal.optimizer.weight_decay, optimal.epochs) == (0.5, 1e-5, 200)
 
@@ -254,6 +256,10 @@ def test_the_methods_are_the_paper_s_points(name: str, scale: str) -> None:
         assert s.target.num_prototypes <= s.batch_size // 2
         assert s.optimizer == load_method("simsiam", scale).optimizer
         assert (s.augment, s.second_view) == (load_method("simsiam", scale).augment, Settings().second_view)
+    # The originals' code: SimCLR and BYOL start each residual block as the identity, MoCo and SwAV do not. BYOL sums
+    # two terms 2 - 2 cos, SimCLR and MoCo (its CIFAR notebook) two directions; SwAV averages, as we do.
+    assert s.initialisation.zero_last_bn == (name not in ("moco-v2", "swav"))
+    assert s.loss.weight == ({"byol": 4, "simclr": 2, "moco-v2": 2}.get(name, 1) if scale == "imagenet" else 1)
     if name == "byol":
         assert (s.target.momentum_schedule, s.target.momentum_update) == ("cosine", "after-step")
     if name == "moco-v2":
@@ -359,10 +365,12 @@ SWITCHES: dict[str, list[Any]] = {
     "target.image_average": [0.0, 0.8],
     "loss.name": ["cosine", "cross-entropy", "squared-distance", "nt-xent", "info-nce", "swapped-prediction"],
     "loss.temperature": [0.1, 0.5],
+    "loss.weight": [1.0, 4.0],
     "loss.symmetry": ["symmetric", "asymmetric", "asymmetric-2x"],
     "batch_norm.one_forward": [False, True],
     "batch_norm.groups": [1, 2, 4, 8],
     "initialisation.fc_std": [None, 0.01],
+    "initialisation.zero_last_bn": [True, False],
     "optimizer.name": ["sgd", "lars"],
     "optimizer.exclude_bn_and_bias": [False, True],
     "optimizer.weight_decay": [0.0, 1e-4],

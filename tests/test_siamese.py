@@ -220,3 +220,14 @@ def test_residual_blocks_start_as_the_identity(name: str) -> None:
     last = [weight for path, weight in network.backbone.named_parameters() if path.endswith(suffix)]
     assert last
     assert all((weight == 0).all() for weight in last)
+
+
+def test_residual_blocks_that_start_as_in_moco_and_swav() -> None:
+    """torchvision's default: every BN scale is 1. All other weights are drawn as before."""
+    flat = {**SMALL, "backbone.name": "resnet18", "backbone.width": 16}
+    zero, one = (Siamese(validate({**flat, "initialisation.zero_last_bn": on}), 3).state_dict() for on in (True, False))
+    theirs = torchvision.models.resnet18(zero_init_residual=False)
+    for name, weight in theirs.named_parameters():
+        if "bn" in name:
+            assert torch.equal(one[f"backbone.{name}"], weight), name
+    assert all(torch.equal(one[name], zero[name]) for name in zero if not name.endswith("bn2.weight"))

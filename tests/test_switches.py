@@ -18,7 +18,7 @@ from simsiam.data import load
 from simsiam.losses import negative_cosine
 from simsiam.optim import make_optimizer
 from simsiam.siamese import Siamese
-from simsiam.targets import momentum_at
+from simsiam.targets import ImageAverage, momentum_at
 from simsiam.train import Hooks, Training
 from tests.test_train import CPU, assert_same_run, curves, run, weights
 
@@ -98,7 +98,7 @@ def test_a_run_that_is_stopped_within_a_block_goes_on_bit_for_bit(
 
 
 def test_image_averages_against_a_direct_computation(small: Small, tmp_path: Path) -> None:
-    """Two epochs, by a dictionary: eta <- normalise(0.8 eta + 0.2 z2/|z2|) after each step's loss."""
+    """Sec. 5.2 by a dictionary, for two epochs: eta moves first, each direction with its other view's z; z2's stays."""
     settings = small(predictor__kind="none", target__image_average=0.8)
     whole = training(settings, tmp_path / "run")
     eta: dict[int, torch.Tensor] = {}
@@ -107,12 +107,31 @@ def test_image_averages_against_a_direct_computation(small: Small, tmp_path: Pat
             output = whole.update(batch)
             unit1, unit2 = (torch.nn.functional.normalize(z.detach(), dim=1) for z in (output.z1, output.z2))
             for row, image in enumerate(batch.places.tolist()):
-                t1, t2 = (eta.get(image, unit[row]) for unit in (unit1, unit2))
-                torch.testing.assert_close(output.t1[row], t1)
-                torch.testing.assert_close(output.t2[row], t2)
-                mixed = 0.8 * eta[image] + 0.2 * unit2[row] if image in eta else unit2[row]
-                eta[image] = mixed / mixed.norm()
+                before = eta.get(image, torch.zeros(16))
+                t1, t2 = (0.8 * before + 0.2 * unit[row] for unit in (unit1, unit2))
+                torch.testing.assert_close(output.t1[row], t1 / t1.norm())
+                torch.testing.assert_close(output.t2[row], t2 / t2.norm())
+                eta[image] = t2 / t2.norm()
     assert len(eta) == 320
+
+
+@pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric"])
+def test_an_average_with_momentum_0_is_simsiam_without_h(small: Small, symmetry: str) -> None:
+    """Sec. 5.2: eta_t is then this step's own z of the other view; at every visit, and for all gradients."""
+    draws = torch.Generator().manual_seed(0)
+    x1, x2 = (torch.randn(8, 3, 16, 16, generator=draws, dtype=torch.float64) for _ in range(2))
+    plain, averaged = (Siamese(small(predictor__kind="none", loss__symmetry=symmetry), 3).double() for _ in range(2))
+    averaged.averages = ImageAverage(num_images=8, dim=16, momentum=0.0).double()
+    index = torch.arange(8)
+    for visit in range(3):
+        first, second = (network(x1, x2 + visit, index=index) for network in (plain, averaged))
+        averaged.after_step(second, index, visit, 3)
+        assert second.loss.item() == pytest.approx(first.loss.item(), abs=1e-12)
+        for network, output in ((plain, first), (averaged, second)):
+            network.zero_grad()
+            output.loss.backward()
+        for mine, other in zip(averaged.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("changes", [{"predictor__kind": "none", "target__image_average": 0.8}, BYOL, MOCO, SWAV])
@@ -127,6 +146,33 @@ def test_what_a_target_remembers_is_in_the_checkpoint(small: Small, tmp_path: Pa
     run(settings, tmp_path / "parts", 1, on_step=count, should_stop=lambda: done >= 13)
     run(settings, tmp_path / "parts", 2)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+# --- the loss's weight -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric-2x"])
+def test_a_weight_scales_the_gradient_and_not_the_logged_loss(small: Small, tmp_path: Path, symmetry: str) -> None:
+    plain, weighted = (
+        training(small(loss__weight=weight, loss__symmetry=symmetry), tmp_path / str(weight)) for weight in (1.0, 4.0)
+    )
+    first, second = step(plain), step(weighted)
+    assert second.loss.item() == first.loss.item()
+    for mine, other in zip(weighted.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(mine.grad, 4 * other.grad)  # a power of two rounds nothing
+
+
+def test_with_lars_a_weight_moves_bn_and_biases_alone(small: Small, tmp_path: Path) -> None:
+    """Why the siblings need it: LARS normalises the gradient's length, but for what is left out of it."""
+    lars = {"optimizer__name": "lars", "optimizer__exclude_bn_and_bias": True, "optimizer__weight_decay": 1e-9}
+    moved = []
+    for weight in (1.0, 4.0):
+        run_ = training(small(loss__weight=weight, **lars), tmp_path / str(weight))
+        before = [w.detach().clone() for w in run_.model.parameters()]
+        step(run_)
+        moved.append([w.detach() - old for w, old in zip(run_.model.parameters(), before, strict=True)])
+    for once, fourfold in zip(*moved, strict=True):
+        torch.testing.assert_close(fourfold, once * (4 if once.dim() == 1 else 1), rtol=1e-3, atol=1e-6)
 
 
 # --- momentum encoder and queue ----------------------------------------------------------------------------------

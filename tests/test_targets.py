@@ -264,21 +264,20 @@ def test_momentum_schedule(base: float, num_steps: int, data: st.DataObject) -> 
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**31), momentum=st.sampled_from([0.0, 0.5, 0.8]), visits=st.integers(1, 8))
 def test_image_averages_are_the_formula(seed: int, momentum: float, visits: int) -> None:
-    num_images, dim, n = 9, 4, 3
-    averages = ImageAverage(num_images, dim, momentum).double()
+    """Sec. 5.2: eta_t is made with this visit's z, and the step is solved against it."""
+    averages = ImageAverage(num_images := 9, dim := 4, momentum).double()
     draws = torch.Generator().manual_seed(seed)
     truth: dict[int, list[float]] = {}
     for visit in range(visits):
-        index, z = torch.randperm(num_images, generator=draws)[:n], normal(n, dim, seed=seed + visit)
-        unit = [[x / math.hypot(*row) for x in row] for row in z.tolist()]
+        index, z = torch.randperm(num_images, generator=draws)[:3], normal(3, dim, seed=seed + visit)
         value = averages.value(index, z)
-        for i, row, got in zip(index.tolist(), unit, value.tolist(), strict=True):
-            assert got == pytest.approx(truth.get(i, row), abs=1e-12)
         averages.update(index, z)
-        for i, row in zip(index.tolist(), unit, strict=True):
+        for i, row, got in zip(index.tolist(), z.tolist(), value.tolist(), strict=True):
+            row = [x / math.hypot(*row) for x in row]
             if i in truth:
                 row = [momentum * eta + (1 - momentum) * x for eta, x in zip(truth[i], row, strict=True)]
             truth[i] = [x / math.hypot(*row) for x in row]
+            assert got == pytest.approx(truth[i], abs=1e-12)
     for i in range(num_images):
         assert bool(averages.visited[i]) == (i in truth)
         assert averages.average[i].tolist() == pytest.approx(truth.get(i, [0.0] * dim), abs=1e-12)
