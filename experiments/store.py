@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from simsiam.config import Settings, outside_id
+from simsiam.config import Settings, outside_id, without_effect
 from simsiam.files import sync_folder, write_atomically
 
 DEAD_AFTER = 300.0  # seconds without a heartbeat, on the observer's own monotonic clock
@@ -224,6 +224,7 @@ class RunFolder:
     def _check_config(self, settings: Settings) -> None:
         """A folder is made for the settings in its config.yaml; never reuse it for others."""
         path, wanted = self.path / "config.yaml", settings.model_dump(mode="json")
+        unnamed = outside_id() | without_effect(settings)
         if path.exists():
             try:
                 found = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -233,7 +234,7 @@ class RunFolder:
             if (
                 not isinstance(found, dict)
                 or not isinstance(found.get("data"), dict)
-                or _naming(_with_defaults(found)) != _naming(wanted)
+                or _naming(_with_defaults(found), unnamed) != _naming(wanted, unnamed)
             ):
                 raise StoreError(f"{path}: holds other settings than this run's; move the folder away")
         else:
@@ -273,10 +274,10 @@ def _with_defaults(found: Json) -> Json:
     }
 
 
-def _naming(config: Json) -> Json:
+def _naming(config: Json, unnamed: frozenset[str]) -> Json:
     """Settings without those that name no run, such as the path of an image folder, whose fingerprint is in the id."""
     return {
-        key: {leaf: item for leaf, item in value.items() if f"{key}.{leaf}" not in outside_id()}
+        key: {leaf: item for leaf, item in value.items() if f"{key}.{leaf}" not in unnamed}
         if isinstance(value, dict)
         else value
         for key, value in config.items()

@@ -166,7 +166,7 @@ class TargetSettings(Section):
         description="k: targets are made for k steps at once, with the weights before them (Sec. 5.2); 0: in each step",
     )
     cache_epoch: bool = Field(
-        False, description="targets are computed for a whole epoch at once (Sec. 5.2); k is ignored"
+        False, description="targets are computed for a whole epoch at once (Sec. 5.2); not together with k"
     )
     image_average: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
@@ -328,13 +328,41 @@ def description(path: str) -> str:
 # --- identity ----------------------------------------------------------------------------------------------------
 
 
+def without_effect(settings: Settings) -> frozenset[str]:
+    """The dotted paths of settings that may be set, yet change nothing beside the others; they name no run.
+
+    A scale or a study sets them for all its cells, so they are not refused where they do nothing, unlike what
+    :func:`validate` says has no effect.
+    """
+    s, paths = settings, set[str]()
+    if s.predictor.kind not in ("mlp", "fixed"):
+        paths.add("predictor.hidden_dim")
+    if s.predictor.kind in ("none", "fixed") or s.predictor.lr_multiplier == 0:
+        paths.add("predictor.lr_schedule")
+    if s.projector.num_layers == 1:
+        paths |= {"projector.hidden_dim", "projector.bn_hidden"}
+    if not s.projector.bn_output and not (s.projector.bn_hidden and s.projector.num_layers > 1):
+        paths.add("projector.bias")
+    if s.optimizer.name == "sgd" and s.optimizer.weight_decay == 0:
+        paths.add("optimizer.exclude_bn_and_bias")
+    if s.augment.jitter_probability == 0:
+        paths |= {"augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"}
+    for name, value in s.second_view:
+        if value is None or value == getattr(s.augment, name):
+            paths.add(f"second_view.{name}")
+    if s.augment.blur_probability == 0 and not s.second_view.blur_probability:
+        paths.add("augment.blur_sigma")
+    return frozenset(paths)
+
+
 def config_id(settings: Settings, data_fingerprint: str) -> str:
     """Name of a configuration: 12 hexadecimal digits from all settings but the seed, and from the data.
 
-    Only settings that differ from the defaults enter, so a new switch whose default keeps the old behaviour leaves
-    old names valid. Two runs of one configuration differ in the seed only, and their names show it (:func:`run_id`).
+    Only settings that differ from the defaults and have an effect enter, so a new switch whose default keeps the old
+    behaviour leaves old names valid. Two runs of one configuration differ in the seed only, and their names show it
+    (:func:`run_id`).
     """
-    defaults, outside = _defaults(), outside_id()
+    defaults, outside = _defaults(), outside_id() | without_effect(settings)
     changed = {
         path: value
         for path, value in flatten(settings).items()

@@ -168,6 +168,15 @@ def test_a_folder_with_other_settings_is_refused(small: Small, tmp_path: Path) -
         claim(tmp_path, small())
 
 
+def test_a_folder_serves_all_settings_of_its_name(small: Small, tmp_path: Path) -> None:
+    """Two studies may differ in what has no effect, such as the rate of a predictor that is not there."""
+    assert claim(tmp_path, small(predictor__kind="none")) is not None
+    other = small(predictor__kind="none", predictor__lr_schedule="cosine", predictor__hidden_dim=4)
+    assert claim(tmp_path, other) is None, "it is running; its settings are not refused"
+    with pytest.raises(StoreError, match="holds other settings"):
+        claim(tmp_path, small())
+
+
 def test_a_folder_that_is_older_than_a_switch_is_still_good(small: Small, tmp_path: Path) -> None:
     attempt = claim(tmp_path, small())
     assert attempt is not None

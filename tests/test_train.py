@@ -80,6 +80,39 @@ def test_diagnostics_can_be_switched_off_and_change_nothing(small: Small, tmp_pa
     assert config_id(small(), "x") == config_id(small(evaluation__diagnostics=False), "x")
 
 
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        ({"predictor__kind": "none"}, {"predictor__lr_schedule": "cosine", "predictor__hidden_dim": 4}),
+        ({"predictor__kind": "linear"}, {"predictor__hidden_dim": 4}),
+        ({"predictor__kind": "fixed"}, {"predictor__lr_schedule": "cosine"}),
+        ({"predictor__lr_multiplier": 0.0}, {"predictor__lr_schedule": "cosine"}),
+        ({"projector__num_layers": 1}, {"projector__hidden_dim": 4, "projector__bn_hidden": False}),
+        ({"projector__bn_hidden": False, "projector__bn_output": False}, {"projector__bias": "always"}),
+        ({"optimizer__weight_decay": 0.0}, {"optimizer__exclude_bn_and_bias": True}),
+        (
+            {"augment__jitter_probability": 0.0},
+            {"augment__brightness": 0.1, "augment__contrast": 0.1, "augment__saturation": 0.1, "augment__hue": 0.2},
+        ),
+        ({"augment__blur_probability": 0.0}, {"augment__blur_sigma": (0.1, 1.0)}),
+        ({"augment__blur_probability": 0.5}, {"second_view__blur_probability": 0.5}),
+        ({"augment__solarise_probability": 0.2}, {"second_view__solarise_probability": 0.2}),
+    ],
+)
+def test_what_has_no_effect_names_no_run(
+    small: Small, tmp_path: Path, given: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    """One id for one computation, bit for bit; and without ``given``, where it has an effect, another."""
+    short = {"epochs": 1, "data__num_train": 96}
+    run(small(**short, **given), tmp_path / "one")
+    run(small(**short, **given, **changes), tmp_path / "other")
+    assert_same_run(tmp_path / "one", tmp_path / "other")
+    assert config_id(small(**given), "x") == config_id(small(**given, **changes), "x")
+    for name, value in changes.items():
+        effective = {"augment__blur_probability": 0.3} if "blur" in name else {}
+        assert config_id(small(**effective), "x") != config_id(small(**effective, **{name: value}), "x"), name
+
+
 def test_logged_diagnostics_are_those_of_numpy(small: Small, tmp_path: Path) -> None:
     """The kept z gives the logged spectrum; the parts' gradients add up to the whole; a linear predictor has more."""
     run(small(predictor__kind="linear"), tmp_path)
