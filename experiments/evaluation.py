@@ -145,7 +145,8 @@ def load_model(folder: Path, settings: Settings, num_channels: int, num_images: 
 def import_checkpoint(source: Path, folder: Path, scale: Scale, overrides: Iterable[str]) -> Settings:
     """Make the folder of a run from a checkpoint of the authors' release, for :func:`evaluate_run` and export.
 
-    The file decides the network; the scale and the overrides decide the rest, such as the images to evaluate on.
+    The file decides the network; the scale and the overrides decide the rest, such as the images to evaluate on. As it
+    was trained in float32 on images normalised by ImageNet's statistics, it is evaluated so unless an override says else.
     Raises StoreError if ``folder`` exists or ``source`` cannot be read, SettingsError for a file of another format or
     an override of what the file decides.
     """
@@ -162,7 +163,8 @@ def import_checkpoint(source: Path, folder: Path, scale: Scale, overrides: Itera
     chosen = layer_from_command_line(overrides)
     for path in chosen.keys() & network.keys():
         raise SettingsError(f"{path}: is {network[path]!r} in the checkpoint  [{chosen[path].origin}; {source}]")
-    of_file = {path: Value(value, str(source)) for path, value in network.items()}
+    as_trained = {"precision": "float32", "data.normalisation": "imagenet"}
+    of_file = {path: Value(value, str(source)) for path, value in {**network, **as_trained}.items()}
     sections = {path.partition(".")[0] for path in network}
     of_scale = {path: value for path, value in scale.layer.items() if path.partition(".")[0] not in sections}
     settings = resolve((of_scale, of_file, chosen)).settings

@@ -401,8 +401,8 @@ def make_cells(study: Study, scale: Scale, seeds: Iterable[int], overrides: Iter
         identity = config_id(resolved.settings, "")
         if identity in seen:
             raise SettingsError(
-                f"variants '{seen[identity]}' and '{variant.name}' compute the same: all settings that have an effect are"
-                f" equal  [{study.path or 'grid'}]"
+                f"variants '{seen[identity]}' and '{variant.name}' compute the same: they differ in no setting that has"
+                f" an effect  [{study.path or 'grid'}]"
             )
         seen[identity] = variant.name
         for seed in seeds:

@@ -54,6 +54,11 @@ class DataSettings(Section):
     evaluate_on: Literal["test", "holdout"] = Field(
         "test", description="holdout: a tenth of the training set, set aside; for tuning a recipe without the test set"
     )
+    normalisation: Literal["own", "imagenet"] = Field(
+        "own",
+        description="each channel's mean and standard deviation: the training images' own (of a folder read from files,"
+        " ImageNet's), or ImageNet's, as in the authors' release",
+    )
 
 
 class AugmentSettings(Section):
@@ -231,6 +236,9 @@ class OptimizerSettings(Section):
         False, description="no weight decay, and no LARS adaptation, on BN scales and biases (SimCLR, BYOL)"
     )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="what follows the warm-up")
+    schedule_by: Literal["step", "epoch"] = Field(
+        "step", description="epoch: the cosine stays, within an epoch, at its value at the start (the authors' release)"
+    )
     warmup_epochs: NonNegative = Field(0.0, description="linear warm-up from 0, in epochs (App. A: 10 for large batch)")
 
 
@@ -335,6 +343,8 @@ def without_effect(settings: Settings) -> frozenset[str]:
     :func:`validate` says has no effect.
     """
     s, paths = settings, set[str]()
+    if s.data.storage == "files":  # too large to be measured
+        paths.add("data.normalisation")
     if s.predictor.kind not in ("mlp", "fixed"):
         paths.add("predictor.hidden_dim")
     if s.predictor.kind in ("none", "fixed") or s.predictor.lr_multiplier == 0:
@@ -345,6 +355,10 @@ def without_effect(settings: Settings) -> frozenset[str]:
         paths.add("projector.bias")
     if s.optimizer.name == "sgd" and s.optimizer.weight_decay == 0:
         paths.add("optimizer.exclude_bn_and_bias")
+    if s.optimizer.schedule == "constant" and (
+        "predictor.lr_schedule" in paths or s.predictor.lr_schedule == "constant"
+    ):
+        paths.add("optimizer.schedule_by")
     if s.augment.jitter_probability == 0:
         paths |= {"augment.brightness", "augment.contrast", "augment.saturation", "augment.hue"}
     for name, value in s.second_view:
@@ -528,6 +542,12 @@ def _cross_checks(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...
             "data.storage",
             f"files needs data.name=folder; with {s.data.name} it must be memory",
             ("data.storage", "data.name"),
+        )
+    if s.data.name == "fashion-mnist" and s.data.normalisation == "imagenet":
+        yield (
+            "data.normalisation",
+            "imagenet is of images with three channels; those of fashion-mnist have one",
+            ("data.normalisation", "data.name"),
         )
     if not s.projector.bn_output_affine and not s.projector.bn_output:
         yield (

@@ -95,7 +95,7 @@ class Dataset:
     train: Split | FileSplit
     test: Split | FileSplit  # the held-out part of the training images with ``evaluate_on: holdout``
     classes: tuple[str, ...]
-    mean: tuple[float, ...]  # per channel, of all prepared training images, scaled to [0, 1]
+    mean: tuple[float, ...]  # of each channel: what images, scaled to [0, 1], are normalised by (data.normalisation)
     std: tuple[float, ...]  # population standard deviation, likewise
     fingerprint: str
     num_channels: int
@@ -161,7 +161,10 @@ def load(settings: DataSettings, root: Path) -> Dataset:
     whose file names have changed is noticed. Raises :class:`DataError` when the set is not prepared, is damaged, has
     changed, or is too small for what is drawn.
     """
-    return _select(settings, _open(settings, root))
+    dataset = _select(settings, _open(settings, root))
+    if settings.normalisation == "imagenet":
+        return replace(dataset, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    return dataset
 
 
 def fingerprint(settings: DataSettings, root: Path) -> str | None:

@@ -53,15 +53,18 @@ def peak_rate(settings: Settings) -> float:
 
 
 def rate(settings: OptimizerSettings, step: int, steps_per_epoch: int, num_steps: int, *, constant: bool) -> float:
-    """The factor on the peak rate for the update that follows ``step`` updates; the rate changes with each step.
+    """The factor on the peak rate for the update that follows ``step`` updates.
 
-    A linear warm-up that ends at 1, then half a cosine to 0, or 1 throughout if ``constant``.
+    A linear warm-up that ends at 1, step by step; then half a cosine to 0, that moves with each step or each epoch, or 1
+    throughout if ``constant``.
     """
     warmup_steps = round(settings.warmup_epochs * steps_per_epoch)
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if constant:
         return 1.0
+    if settings.schedule_by == "epoch":
+        step = max(step - step % steps_per_epoch, warmup_steps)  # a warm-up may end within an epoch
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (num_steps - warmup_steps)))
 
 

@@ -9,10 +9,13 @@ import pytest
 import torch
 import torchvision
 
-from experiments.evaluation import export_backbone, load_model
+from experiments.evaluation import export_backbone, import_checkpoint, load_model, settings_of
 from experiments.store import Heartbeats, RunFolder
+from experiments.study import load_scale
 from simsiam import checkpoint
 from simsiam.config import validate
+from simsiam.data import load
+from simsiam.linear import PROTOCOLS, evaluate_linear
 from simsiam.siamese import Siamese
 from tests.conftest import SMALL, Command
 from tests.test_interchange import Release
@@ -115,6 +118,40 @@ def test_the_authors_weights_are_imported_evaluated_and_exported(command: Comman
     weights = torch.load(tmp_path / "backbone.pt", weights_only=True)
     theirs = release.encoder.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in theirs.items() if not name.startswith("fc."))
+
+
+@pytest.mark.parametrize(("scale", "data"), [("cifar", "synthetic"), ("smoke", "synthetic")])
+def test_imported_weights_are_evaluated_as_they_were_trained(tmp_path: Path, scale: str, data: str) -> None:
+    """In float32, on images normalised by ImageNet's statistics, as the release's main_lincls.py does it."""
+    release = Release("resnet18", dim=32, hidden_dim=8).eval()
+    torch.save(release.checkpoint(), tmp_path / "theirs.pt")
+    of_data = [f"data.name={data}", "data.image_size=32"]
+    settings = import_checkpoint(tmp_path / "theirs.pt", tmp_path / "run", load_scale(scale), of_data)
+    assert settings == settings_of(tmp_path / "run")
+    seen: list[torch.Tensor] = []
+
+    class Watched(torch.nn.Module):
+        def __init__(self, backbone: torch.nn.Module) -> None:
+            super().__init__()
+            self.backbone = backbone
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            features: torch.Tensor = self.backbone(x)
+            if not seen:
+                seen.extend((x, features))
+            return features
+
+    dataset = load(settings.data.model_copy(update={"num_train": 64}), tmp_path)
+    model = load_model(tmp_path / "run", settings, 3, 64)
+    protocol = PROTOCOLS["features"].model_copy(update={"epochs": 1})
+    evaluate_linear(Watched(model.backbone), settings, dataset, protocol, device=torch.device("cpu"))
+    raw = torch.from_numpy(dataset.test.images[: len(seen[0])].copy())
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    expected = torchvision.transforms.v2.functional.normalize(raw.float() / 255, mean, std)
+    torch.testing.assert_close(seen[0], expected)
+    assert seen[1].dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(seen[1], release.features(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_import_refuses_what_it_cannot_do(command: Command, tmp_path: Path) -> None:

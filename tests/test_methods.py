@@ -375,6 +375,7 @@ SWITCHES: dict[str, list[Any]] = {
     "optimizer.exclude_bn_and_bias": [False, True],
     "optimizer.weight_decay": [0.0, 1e-4],
     "optimizer.schedule": ["cosine", "constant"],
+    "optimizer.schedule_by": ["step", "epoch"],
     "optimizer.warmup_epochs": [0.0, 0.5, 1.0, 2.0],
     "second_view.blur_probability": [None, 0.5],
     "second_view.solarise_probability": [None, 0.5],

@@ -36,6 +36,22 @@ def test_constant_rate_skips_the_decay_but_not_the_warm_up() -> None:
     assert factors[10:] == [1.0] * 90
 
 
+@given(step=st.integers(0, 999), warmup=st.sampled_from([0.0, 0.25, 2.0]))
+def test_a_cosine_by_epoch_is_the_release_s(step: int, warmup: float) -> None:
+    """adjust_learning_rate of the authors' release, which has no warm-up; ours moves with each step."""
+    settings = OptimizerSettings(warmup_epochs=warmup, schedule_by="epoch")
+    factor = rate(settings, step, steps_per_epoch=100, num_steps=1000, constant=False)
+    warm = 100 * warmup
+    if step < warm:
+        assert factor == pytest.approx((step + 1) / warm)
+    elif warmup == 0.25 and step < 100:
+        assert factor == 1
+    else:
+        epoch, epochs = step // 100 - warmup, 10 - warmup
+        assert factor == pytest.approx(0.5 * (1 + math.cos(math.pi * epoch / epochs)))
+    assert rate(settings, step, 100, 1000, constant=True) == min(1, (step + 1) / warm if warm else 1)
+
+
 def test_linear_scaling_rule(small: Small) -> None:
     assert peak_rate(small(optimizer__lr=0.05, batch_size=32)) == pytest.approx(0.05 / 8)
 

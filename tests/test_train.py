@@ -95,6 +95,7 @@ def test_diagnostics_can_be_switched_off_and_change_nothing(small: Small, tmp_pa
             {"augment__brightness": 0.1, "augment__contrast": 0.1, "augment__saturation": 0.1, "augment__hue": 0.2},
         ),
         ({"augment__blur_probability": 0.0}, {"augment__blur_sigma": (0.1, 1.0)}),
+        ({"optimizer__schedule": "constant"}, {"optimizer__schedule_by": "epoch"}),
         ({"augment__blur_probability": 0.5}, {"second_view__blur_probability": 0.5}),
         ({"augment__solarise_probability": 0.2}, {"second_view__solarise_probability": 0.2}),
     ],
