@@ -145,8 +145,8 @@ def load_model(folder: Path, settings: Settings, num_channels: int, num_images: 
 def import_checkpoint(source: Path, folder: Path, scale: Scale, overrides: Iterable[str]) -> Settings:
     """Make the folder of a run from a checkpoint of the authors' release, for :func:`evaluate_run` and export.
 
-    The file decides the network; the scale and the overrides decide the rest, such as the images to evaluate on. As it
-    was trained in float32 on images normalised by ImageNet's statistics, it is evaluated so unless an override says else.
+    The file decides the network; the scale and the overrides decide the rest, such as the images to evaluate on. It was
+    trained in float32 on images normalised by ImageNet's statistics, and is evaluated so unless an override says else.
     Raises StoreError if ``folder`` exists or ``source`` cannot be read, SettingsError for a file of another format or
     an override of what the file decides.
     """

@@ -55,7 +55,7 @@ def peak_rate(settings: Settings) -> float:
 def rate(settings: OptimizerSettings, step: int, steps_per_epoch: int, num_steps: int, *, constant: bool) -> float:
     """The factor on the peak rate for the update that follows ``step`` updates.
 
-    A linear warm-up that ends at 1, step by step; then half a cosine to 0, that moves with each step or each epoch, or 1
+    A linear warm-up that ends at 1, step by step; then half a cosine to 0, which moves by step or by epoch, or 1
     throughout if ``constant``.
     """
     warmup_steps = round(settings.warmup_epochs * steps_per_epoch)

@@ -276,6 +276,16 @@ def test_simsiam_s_file_says_what_the_defaults_are() -> None:
     )
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_release_is_simsiam_but_for_what_its_file_names(scale: str) -> None:
+    paper, release = (flatten(load_method(name, scale)) for name in ("simsiam", "simsiam-release"))
+    named = {"precision", "data.normalisation", "projector.bn_output_affine", "optimizer.schedule_by", "batch_size"}
+    differ = {path for path in paper if paper[path] != release[path]}
+    assert differ - {"projector.num_layers", "projector.hidden_dim"} <= named
+    assert {"projector.bn_output_affine", "optimizer.schedule_by"} <= differ
+    assert release["precision"] == "float32"
+
+
 def test_the_documented_table_is_made_from_the_files() -> None:
     written = (ROOT / "docs" / "methods.md").read_text()
     rows = "".join(line for line in written.splitlines(keepends=True) if line.startswith("|"))
