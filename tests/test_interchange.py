@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from simsiam.config import Settings, validate
+from experiments.methods import load_method
+from simsiam.config import Settings, flatten, validate
 from simsiam.interchange import export_detectron2, export_torchvision, import_release
+from simsiam.optim import make_optimizer, set_rates
 from simsiam.siamese import Siamese
 
 Small = Callable[..., Settings]
@@ -123,6 +126,44 @@ def test_the_frozen_bias_is_folded_exactly() -> None:
     model.eval()
     torch.testing.assert_close(model.f(x), release.encoder(x), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(model.h(model.f(x)), release.predictor(release.encoder(x)), rtol=1e-9, atol=1e-9)
+
+
+def test_steps_with_the_release_s_settings_are_the_release_s() -> None:
+    """main_simsiam.py with --fix-pred-lr beside our model, loss and optimiser, in float64: two epochs of two steps.
+
+    Its networks are smaller; the settings that decide the arithmetic are those of the method's file.
+    """
+    flat = flatten(load_method("simsiam-release", "imagenet"))
+    assert (flat["precision"], flat["data.normalisation"]) == ("float32", "imagenet")
+    release = Release("resnet18", dim=32, hidden_dim=8).double().train()
+    of_network, weights = import_release({"state_dict": {f"module.{k}": v for k, v in release.state_dict().items()}})
+    settings = validate({**flat, **of_network, "batch_size": 8, "epochs": 2, "evaluation.every_epochs": 1})
+    ours = Siamese(settings, 3).double()
+    ours.load_state_dict(weights)
+    optimizer = make_optimizer(settings, ours)
+    lr = 0.05 * 8 / 256
+    groups = [{"params": release.encoder.parameters()}, {"params": release.predictor.parameters()}]
+    theirs = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=1e-4)
+    criterion = nn.CosineSimilarity(dim=1)
+    for step in range(4):
+        draws = torch.Generator().manual_seed(step)
+        x1, x2 = (torch.randn(8, 3, 64, 64, generator=draws, dtype=torch.float64) for _ in range(2))
+        theirs.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * (step // 2) / 2))
+        z1, z2 = release.encoder(x1), release.encoder(x2)
+        p1, p2 = release.predictor(z1), release.predictor(z2)
+        expected = -(criterion(p1, z2.detach()).mean() + criterion(p2, z1.detach()).mean()) * 0.5
+        theirs.zero_grad()
+        expected.backward()
+        theirs.step()
+        set_rates(optimizer, settings, step, steps_per_epoch=2, num_steps=4)
+        loss = ours(x1, x2).loss
+        optimizer.zero_grad()
+        (settings.loss.weight * loss).backward()
+        optimizer.step()
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-9)
+    _, after = import_release({"state_dict": {f"module.{k}": v for k, v in release.state_dict().items()}})
+    for name, value in ours.state_dict().items():
+        torch.testing.assert_close(value, after[name], rtol=1e-6, atol=1e-8, msg=name)
 
 
 def test_import_leaves_what_it_was_given() -> None:
