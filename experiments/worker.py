@@ -65,7 +65,7 @@ def run_cell(
 ) -> tuple[str, str]:
     """Train a run to its end, unless it is somebody else's. Returns its state and what there is to say about it.
 
-    Of a failed one that is why; of one that is done, that it collapsed or diverged.
+    Of a failed one that is why; of one that is done, that it collapsed or diverged, and how many images were replaced.
 
     The state is "done", "stopped", "failed", "given up" (failed, for lack of progress), or "elsewhere" (done already,
     or owned by another process). With a ``team`` of several ranks this is rank 0's part, and the state may be
@@ -145,7 +145,9 @@ def _train(
         "peak_memory_bytes": _peak_memory(where.device),
     }
     attempt.finish(points, result)
-    return "done", "" if outcome == "healthy" else outcome
+    replaced = final.get("replaced_images")
+    words = [outcome] * (outcome != "healthy") + [f"{replaced} damaged images replaced"] * bool(replaced)
+    return "done", ", ".join(words)
 
 
 def _lack_of_progress(attempt: Attempt, attempts_before: int | None) -> str:
