@@ -53,7 +53,7 @@ def main() -> None:
     def ours(files: FileSplit = split) -> None:
         crops_of, epoch = Crops(files, settings), next(epochs)
         for index in torch.split(torch.arange(len(files)), BATCH):
-            _, crops = crops_of.__getitems__(torch.cat((torch.tensor([epoch]), index)))
+            _, crops = crops_of.load(np.concatenate(([epoch], index.numpy())))
             views_of_crops(crops, index, settings.augment, seed=0, epoch=epoch, mean=MEAN, std=STD)
 
     def theirs(transform: object) -> None:

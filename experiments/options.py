@@ -80,13 +80,22 @@ def plan_for(
 def with_images(made: Plan, make: Callable[[], Plan], progress: Callable[[str], None]) -> Plan:
     """A plan, after getting the images that it needs: ``make`` makes it again where they were not there.
 
+    An image folder that has changed since it was prepared is prepared again, so that no run on the images before is
+    taken for one on those that are there now.
+
     Raises SettingsError for a batch larger than a data set.
     """
-    from simsiam.data import load, prepare
+    from simsiam.data import fingerprint, load, prepare
 
-    if made.unprepared:
-        for unprepared in made.unprepared:
-            prepare(unprepared, made.data, progress=progress)
+    folders = {
+        (data.path, data.storage, data.image_size): data
+        for data in (planned.cell.settings.data for planned in made.cells)
+        if data.name == "folder"
+    }
+    before = {data: known for data in folders.values() if (known := fingerprint(data, made.data)) is not None}
+    for data in (*made.unprepared, *before):
+        prepare(data, made.data, progress=progress)
+    if made.unprepared or any(fingerprint(data, made.data) != known for data, known in before.items()):
         made = make()  # now that the data's fingerprints are known
     for settings in {planned.cell.settings.data: planned.cell.settings for planned in made.cells}.values():
         num_train = len(load(settings.data, made.data).train)

@@ -78,7 +78,7 @@ def _follow(run_id: str, settings: Settings, dataset: Dataset, where: Surroundin
     except LOST as error:
         return "interrupted", str(error)
     except Exception as error:  # rank 0 records it
-        reason = advice(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = advice(error, where.runs) or f"{type(error).__name__}: {error}".splitlines()[0]
         team.report(reason, "".join(traceback.format_exception(error)))
         return "failed", reason
     return "stopped" if outcome is None else "done", ""

@@ -11,6 +11,7 @@ import os
 import platform
 import resource
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -36,6 +37,7 @@ from simsiam.rendezvous import ALONE, Team
 from simsiam.train import Hooks, train
 
 HEARTBEAT_SECONDS = 5.0
+SHARED_MEMORY = Path("/dev/shm")
 MAX_WITHOUT_PROGRESS = 3  # attempts of a run
 
 
@@ -63,7 +65,7 @@ def run_cell(
 ) -> tuple[str, str]:
     """Train a run to its end, unless it is somebody else's. Returns its state and what there is to say about it.
 
-    Of a failed one that is why; of one that is done, that it collapsed or diverged.
+    Of a failed one that is why; of one that is done, that it collapsed or diverged, and how many images were replaced.
 
     The state is "done", "stopped", "failed", "given up" (failed, for lack of progress), or "elsewhere" (done already,
     or owned by another process). With a ``team`` of several ranks this is rank 0's part, and the state may be
@@ -143,7 +145,9 @@ def _train(
         "peak_memory_bytes": _peak_memory(where.device),
     }
     attempt.finish(points, result)
-    return "done", "" if outcome == "healthy" else outcome
+    replaced = final.get("replaced_images")
+    words = [outcome] * (outcome != "healthy") + [f"{replaced} damaged images replaced"] * bool(replaced)
+    return "done", ", ".join(words)
 
 
 def _lack_of_progress(attempt: Attempt, attempts_before: int | None) -> str:
@@ -229,7 +233,7 @@ def _numbers(point: Point) -> Point:
 
 def _record_failure(attempt: Attempt, error: Exception) -> str:
     """Keep the traceback in the run's folder; returns the reason in a line."""
-    reason = advice(error) or f"{type(error).__name__}: {error}".splitlines()[0]
+    reason = advice(error, attempt.folder.path) or f"{type(error).__name__}: {error}".splitlines()[0]
     try:
         attempt.fail("".join(traceback.format_exception(error)))
     except Exception as second:  # a full disk, most likely the failure itself
@@ -237,10 +241,22 @@ def _record_failure(attempt: Attempt, error: Exception) -> str:
     return f"{reason} (see {attempt.folder.path / 'failure.txt'})"
 
 
-def advice(error: Exception) -> str:
-    """What to change, for an error that says that memory or disk ran out; empty for any other."""
+def advice(error: Exception, folder: Path) -> str:
+    """What to change, for an error that says that memory or disk ran out; empty for any other.
+
+    ``folder``: the run's, or that of all runs.
+    """
     text = str(error).splitlines()[0] if str(error) else ""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if "No space left" in text or is_full:
+        place = _full_place(error, folder)
+        if place == SHARED_MEMORY:
+            return (
+                f"no room in {place} ({text}), the memory that processes share: give it more (docker --shm-size,"
+                " `mount -o remount,size=`), or fewer cells at a time (-j)"
+            )
+        if place is not None:
+            return f"no room to write ({text}): {place} is full, or its quota is; free room there"
         return f"no room to write ({text}): `gc` frees what ended runs do not need"
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return (
@@ -253,6 +269,29 @@ def advice(error: Exception) -> str:
             " `memory` in the profile, or data.storage=files"
         )
     return ""
+
+
+def _full_place(error: Exception, folder: Path) -> Path | None:
+    """Where there was no room, if it was not on the file system of ``folder``.
+
+    An error names its file only where that was being opened. Otherwise the code that raised it tells (locks and shared
+    tensors are files in /dev/shm), or which place has no room.
+    """
+    called = [Path(frame.filename).parts for frame in traceback.extract_tb(error.__traceback__)]
+    name = error.filename if isinstance(error, OSError) else None
+    if isinstance(name, str | bytes):
+        path = Path(os.fsdecode(name)).absolute()
+        path = next(place for place in (path.parent, *path.parents) if place.exists())
+        return None if path.stat().st_dev == folder.stat().st_dev else path
+    if "shared memory" in str(error) or any("multiprocessing" in parts for parts in called):
+        return SHARED_MEMORY
+    temporary = Path(tempfile.gettempdir())
+    return temporary if _has_no_room(temporary) and not _has_no_room(folder) else None
+
+
+def _has_no_room(place: Path) -> bool:
+    found = os.statvfs(place)
+    return found.f_bavail * found.f_frsize < 2**20 or (found.f_files > 0 and found.f_favail == 0)
 
 
 class _Heart(threading.Thread):

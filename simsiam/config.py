@@ -49,6 +49,10 @@ class DataSettings(Section):
     storage: Literal["memory", "files"] = Field(
         "files", description="memory: uint8 arrays shared by all processes; files: decoded at each use (folder only)"
     )
+    bad_images: Literal["error", "replace"] = Field(
+        "error",
+        description="of an image that cannot be decoded; replace: the next one of its class stands in (files only)",
+    )
     image_size: Annotated[int, Field(ge=8, le=1024)] = Field(224, description="side of the network's input, pixels")
     num_train: Count | None = Field(None, description="train on this many images, drawn once; null: all")
     evaluate_on: Literal["test", "holdout"] = Field(
@@ -548,6 +552,13 @@ def _cross_checks(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...
             "data.normalisation",
             "imagenet is of images with three channels; those of fashion-mnist have one",
             ("data.normalisation", "data.name"),
+        )
+    if s.data.bad_images == "replace" and s.data.storage != "files":
+        yield (
+            "data.bad_images",
+            f"replace has no effect with data.storage={s.data.storage}, where all images are read before training; only"
+            " with files",
+            ("data.bad_images", "data.storage"),
         )
     if not s.projector.bn_output_affine and not s.projector.bn_output:
         yield (

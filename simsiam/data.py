@@ -24,17 +24,17 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from simsiam.config import DataSettings
-from simsiam.files import sync_folder
+from simsiam.files import sync_folder, write_atomically
 from simsiam.randomness import derive
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from simsiam.download import Chunked
+    from simsiam.download import Chunked, Tree
 
 # Raised when what is written to the cache changes its form or meaning: older caches then count as not prepared.
 CACHE_FORMAT = 1
@@ -49,6 +49,10 @@ class DataError(RuntimeError):
 
 class _StaleError(DataError):
     """A prepared data set that is damaged, or whose folder has changed; preparing again repairs it."""
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(f"{what}. {remedy}")
+        self.what = what
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +77,7 @@ class FileSplit:
     folder: Path
     paths: NDArray[np.bytes_]  # (N,), relative to folder; bytes, so that millions of them are mapped and shared too
     labels: NDArray[np.int64]  # (N,), index into Dataset.classes
-    sizes: NDArray[np.int64]  # (N, 2), height and width in pixels, from the files' headers
+    sizes: NDArray[np.int64]  # (N, 2), height and width in pixels, from the files' headers; 0 of a damaged image
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -116,6 +120,7 @@ class Report:
     fingerprint: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    left_out: str  # which of an image folder's files were left out, and how many; empty: none
 
 
 # --- public functions --------------------------------------------------------------------------------------------
@@ -124,7 +129,8 @@ class Report:
 def prepare(settings: DataSettings, root: Path, *, progress: Callable[[str], None] = lambda message: None) -> Dataset:
     """The data set, got and converted first if it is not there yet.
 
-    An image folder is compared with what was prepared, file by file in name and size, and prepared again if it differs.
+    An image folder is compared with what was prepared, and prepared again if it differs: names and sizes are compared
+    file by file, and where any file's time of change is another than it was, all contents are, by reading them.
     Named sets keep their native size ((1, 28, 28) for fashion-mnist) whatever ``settings.image_size`` says. STL-10 is
     its labelled training and test images; the 100,000 unlabelled ones are not used. Safe to interrupt and to run in
     several processes at once. Raises :class:`DataError` when the originals cannot be had or read, or when the cache
@@ -135,9 +141,9 @@ def prepare(settings: DataSettings, root: Path, *, progress: Callable[[str], Non
     try:
         ready = _read_meta(settings, root) is not None
         if ready:
-            _open(settings, root, sizes=True)
-    except _StaleError:
-        progress(f"{settings.name}: what was prepared is damaged, or its folder has changed; preparing again")
+            _open(settings, root, compare="times", progress=progress)
+    except _StaleError as error:
+        progress(f"{settings.name}: {error.what}; preparing again")
         ready = False
     if not ready:
         cache = _cache(settings, root)
@@ -158,8 +164,8 @@ def load(settings: DataSettings, root: Path) -> Dataset:
 
     Both draws depend on nothing but the number of images, and smaller draws are part of larger ones. Drawn images are
     copied into this process; all others stay shared. Nothing is written, so the root may be read-only. An image folder
-    whose file names have changed is noticed. Raises :class:`DataError` when the set is not prepared, is damaged, has
-    changed, or is too small for what is drawn.
+    whose file names have changed is noticed; other changes are by :func:`prepare`. Raises :class:`DataError` when the
+    set is not prepared, is damaged, has changed, or is too small for what is drawn.
     """
     dataset = _select(settings, _open(settings, root))
     if settings.normalisation == "imagenet":
@@ -170,7 +176,8 @@ def load(settings: DataSettings, root: Path) -> Dataset:
 def fingerprint(settings: DataSettings, root: Path) -> str | None:
     """16 hexadecimal digits that name the prepared images, labels and classes; None when they are not prepared.
 
-    Reads one small file. With ``storage: files`` the files' names and sizes stand for their contents.
+    Reads one small file. With ``storage: files`` the files' names and sizes stand for their contents, until a file of
+    the same name and size is found to hold something else: then the contents enter.
     """
     if settings.name == "synthetic":
         return SYNTHETIC_FINGERPRINT
@@ -178,13 +185,13 @@ def fingerprint(settings: DataSettings, root: Path) -> str | None:
     return None if meta is None else str(meta["fingerprint"])
 
 
-def check(settings: DataSettings, root: Path) -> Report:
+def check(settings: DataSettings, root: Path, *, progress: Callable[[str], None] = lambda message: None) -> Report:
     """Read the whole prepared data set and compare it with what was written.
 
-    With name=folder the folder's names and file sizes are compared too. Raises :class:`DataError`, naming the damaged
-    file and the command that repairs it.
+    With name=folder all files of the folder are read, too, and compared with what they were. Raises
+    :class:`DataError`, naming the damaged file and the command that repairs it.
     """
-    dataset = _open(settings, root, sizes=True)
+    dataset = _open(settings, root, compare="contents", progress=progress)
     if settings.name != "synthetic":
         _verify(settings, root)
     return Report(
@@ -198,7 +205,15 @@ def check(settings: DataSettings, root: Path) -> Report:
         fingerprint=dataset.fingerprint,
         mean=dataset.mean,
         std=dataset.std,
+        left_out=_left_out(settings, root),
     )
+
+
+def _left_out(settings: DataSettings, root: Path) -> str:
+    from simsiam.download import scan_folder
+
+    folder = _folder(settings, root)
+    return scan_folder(folder).said_left_out() if settings.name == "folder" and os.path.exists(folder) else ""
 
 
 def _per_class(split: Split | FileSplit, dataset: Dataset) -> tuple[int, ...]:
@@ -213,6 +228,7 @@ def prepare_command(settings: DataSettings, root: Path) -> str:
     if settings.name == "folder":
         words += ["--set", f"data.path={settings.path}", "--set", f"data.storage={settings.storage}"]
         words += ["--set", f"data.image_size={settings.image_size}"]
+        words += ["--set", "data.bad_images=replace"] if settings.bad_images == "replace" else []
     return shlex.join([*words, "--data", str(root)])
 
 
@@ -244,8 +260,8 @@ def _cache(settings: DataSettings, root: Path) -> Path:
 def _damaged(settings: DataSettings, root: Path, what: str) -> _StaleError:
     cache = _cache(settings, root)
     return _StaleError(
-        f"the prepared data set in {cache} is damaged: {what}. "
-        f"To make it anew: rm -r {shlex.quote(str(cache))} && {prepare_command(settings, root)}"
+        f"the prepared data set in {cache} is damaged: {what}",
+        f"To make it anew: rm -r {shlex.quote(str(cache))} && {prepare_command(settings, root)}",
     )
 
 
@@ -266,8 +282,17 @@ def _read_meta(settings: DataSettings, root: Path) -> dict[str, Any] | None:
     return dict(meta)
 
 
-def _open(settings: DataSettings, root: Path, *, sizes: bool = False) -> Dataset:
-    """The whole data set; ``sizes``: compare the sizes of an image folder's files too, not only their names."""
+Comparison = Literal["names", "times", "contents"]
+
+
+def _open(
+    settings: DataSettings,
+    root: Path,
+    *,
+    compare: Comparison = "names",
+    progress: Callable[[str], None] = lambda message: None,
+) -> Dataset:
+    """The whole data set; ``compare``: what of an image folder's files, see :func:`_compare_folder`."""
     if settings.name == "synthetic":
         return _synthetic(settings.image_size)
     meta = _read_meta(settings, root)
@@ -276,8 +301,10 @@ def _open(settings: DataSettings, root: Path, *, sizes: bool = False) -> Dataset
         raise DataError(f"{what} is not prepared in {root}. Run: {prepare_command(settings, root)}")
     arrays = _open_arrays(settings, root, meta)
     if settings.name == "folder":
-        _compare_folder(settings, root, meta["tree"], sizes=sizes)
+        _compare_folder(settings, root, meta["tree"], compare, progress)
     in_memory = "train_images" in arrays
+    if not in_memory and settings.bad_images == "error":
+        _refuse_bad_images(settings, root, arrays)
     return Dataset(
         name=settings.name,
         train=_split(settings, root, arrays, "train"),
@@ -310,18 +337,76 @@ def _open_arrays(settings: DataSettings, root: Path, meta: Mapping[str, Any]) ->
     return arrays
 
 
-def _compare_folder(settings: DataSettings, root: Path, tree: Mapping[str, str], *, sizes: bool) -> None:
+def _compare_folder(
+    settings: DataSettings, root: Path, known: Mapping[str, str], compare: Comparison, progress: Callable[[str], None]
+) -> None:
+    """Raises :class:`_StaleError` if the folder's files are not those that were prepared.
+
+    ``names``: their names alone are compared. ``times``: names and sizes; and the contents, if the times of change are
+    others than when the contents were last seen to be the same. ``contents``: all, whatever the times.
+    """
     from simsiam.download import scan_folder
 
     folder = _folder(settings, root)
     if settings.storage == "memory" and not os.path.exists(folder):
         return  # what is in memory outlives its folder
-    for what, digest in scan_folder(folder).digests(sizes=sizes).items():
-        if digest != tree[what]:
+
+    def require_same(what: str, same: bool) -> None:
+        if not same:
             raise _StaleError(
-                f"the {what} of the files in {folder} have changed since it was prepared. "
-                f"Run: {prepare_command(settings, root)}"
+                f"the {what} of the files in {folder} have changed since it was prepared",
+                f"Run: {prepare_command(settings, root)}",
             )
+
+    tree = scan_folder(folder)
+    require_same("names", tree.names() == known["names"])
+    if compare == "names":
+        return
+    digests = tree.digests()
+    require_same("sizes", digests["sizes"] == known["sizes"])
+    if "contents" not in known:  # an earlier version prepared it
+        require_same("times", not _is_newer(tree, _cache(settings, root)))
+        return
+    cache, seen = _cache(settings, root), {"contents": known["contents"], "times": digests["times"]}
+    is_known = digests["times"] != "" and _read_seen(cache) == seen
+    if compare == "times" and is_known:
+        return
+    require_same("contents", tree.contents(progress) == known["contents"])
+    if digests["times"] and not is_known:
+        with contextlib.suppress(OSError):  # not to be written: it is read again the next time
+            _write_seen(cache, seen)
+
+
+def _refuse_bad_images(settings: DataSettings, root: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    bad = [
+        os.fsdecode(arrays[f"{split}_paths"][place])
+        for split in ("train", "test")
+        for place in (arrays[f"{split}_sizes"] == 0).any(1).nonzero()[0]
+    ]
+    if bad:
+        raise DataError(
+            f"{_folder(settings, root)}: damaged images: {', '.join(bad[:5])}{', ...' if len(bad) > 5 else ''} "
+            f"({len(bad):,}). Mend or remove them, or set data.bad_images=replace"
+        )
+
+
+def _is_newer(tree: Tree, cache: Path) -> bool:
+    """Whether any file of the folder has changed since the cache was made, as far as times tell."""
+    made = (cache / "meta.json").stat().st_mtime_ns
+    return any((tree.folder / path).stat().st_mtime_ns > made for paths in tree.paths.values() for path in paths)
+
+
+def _read_seen(cache: Path) -> object:
+    """The digest ``times`` when the files were last seen to have the digest ``contents``; None if there is no note."""
+    try:
+        return json.loads((cache / "seen.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _write_seen(cache: Path, seen: Mapping[str, str]) -> None:
+    aside = f"{os.getpid()}.{secrets.token_hex(4)}"
+    write_atomically(cache / "seen.json", lambda file: json.dump(seen, file), aside=aside, mode="w")
 
 
 def _split(settings: DataSettings, root: Path, arrays: Mapping[str, NDArray[Any]], split: str) -> Split | FileSplit:
@@ -352,9 +437,29 @@ def _digest(array: NDArray[Any]) -> str:
 
 
 def _fingerprint(meta: Mapping[str, Any]) -> str:
-    contents = meta["tree"]["sizes"] if "train_paths" in meta["arrays"] else None  # images that stay in files
-    identity = [meta["arrays"], meta["classes"], contents]
+    tree, identity = meta["tree"], [meta["arrays"], meta["classes"], None]
+    if "train_paths" in meta["arrays"]:  # images that stay in files
+        identity[2] = tree["sizes"]
+        if tree.get("contents") != tree.get("first_contents"):
+            identity.append(tree["contents"])
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _first_contents(settings: DataSettings, root: Path, tree: Tree, found: Mapping[str, str]) -> str | None:
+    """The contents that names and sizes alone stand for in a fingerprint: the first ones that were had under them.
+
+    None: what was prepared before, under the same names and sizes, held something else that is not on record.
+    """
+    try:
+        meta = _read_meta(settings, root)
+    except DataError:
+        meta = None
+    before = None if meta is None else meta["tree"]
+    if before is None or any(before[what] != found[what] for what in ("names", "sizes")):
+        return found["contents"]
+    if "contents" in before:
+        return cast("str | None", before["first_contents"])
+    return None if _is_newer(tree, _cache(settings, root)) else found["contents"]
 
 
 def _chunks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -416,22 +521,30 @@ def _is_running(pid: int) -> bool:
 def _build(settings: DataSettings, root: Path, build: Path, progress: Callable[[str], None]) -> None:
     import numpy as np
 
-    from simsiam.download import named_set, read_folder, scan_folder
+    from simsiam.download import Contents, named_set, read_folder, scan_folder
 
     scratch = build / "download"
     scratch.mkdir()
-    tree = scan_folder(_folder(settings, root)) if settings.name == "folder" else None
-    if tree is None:
-        source = named_set(settings.name, Path(root), scratch, progress)
+    tree, contents = None, Contents()
+    if settings.name == "folder":
+        tree = scan_folder(_folder(settings, root))
+        digests = tree.digests()  # before the files are read: what changes meanwhile has another time afterwards
+        if left_out := tree.said_left_out():
+            progress(f"{settings.name}: left out of {tree.folder}: {left_out}")
+        source = read_folder(tree, settings, progress, contents)
     else:
-        source = read_folder(tree, settings.storage, settings.image_size, progress)
+        source = named_set(settings.name, Path(root), scratch, progress)
     progress(f"{settings.name}: writing {_cache(settings, root)}")
     meta: dict[str, Any] = {
         "format": CACHE_FORMAT,
         "classes": list(source.classes),
-        "tree": tree.digests(sizes=True) if tree else None,
+        "tree": None,
         "arrays": {name: _write_array(build / f"{name}.npy", array) for name, array in source.arrays.items()},
     }
+    if tree is not None:
+        found = {"names": digests["names"], "sizes": digests["sizes"], "contents": contents.hexdigest()}
+        meta["tree"] = {**found, "first_contents": _first_contents(settings, root, tree, found)}
+        _write_seen(build, {"contents": found["contents"], "times": digests["times"]})
     arrays = {name: np.load(build / f"{name}.npy", mmap_mode="r") for name in meta["arrays"]}
     meta["mean"], meta["std"] = map(list, _channel_statistics(arrays))
     meta["fingerprint"] = _fingerprint(meta)

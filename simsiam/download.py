@@ -12,6 +12,7 @@ import errno
 import gzip
 import hashlib
 import importlib.util
+import io
 import math
 import os
 import shlex
@@ -21,11 +22,13 @@ import struct
 import subprocess
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +37,8 @@ from simsiam.data import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from simsiam.config import DataSettings
 
 NETWORK_TIMEOUT = 15  # seconds without an answer
 # Of the files that torchvision's ImageFolder reads.
@@ -287,40 +292,82 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Tree:
-    """The files of an image folder, in torchvision's order: by class, then by name."""
+    """The files of an image folder, in torchvision's order: by class, then by folder, then by name."""
 
     folder: Path
     classes: tuple[str, ...]
     paths: dict[str, list[str]]  # split -> relative to folder
     labels: dict[str, list[int]]
+    left_out: Mapping[str, int]  # what was left out -> how many
 
-    def digests(self, *, sizes: bool) -> dict[str, str]:
-        """What tells this tree from a changed one: ``names``, and if asked for ``sizes`` (which takes a stat a file).
+    def digests(self) -> dict[str, str]:
+        """What tells this tree from a changed one, at a stat a file; independent of where the folder is.
 
-        Both are independent of where the folder is. Times are not compared: copying a folder changes them.
+        ``names``; ``sizes``, of names and sizes; ``times``, of names, sizes and times of change. A file whose time is
+        within 2 s of now could change once more without getting another time (clocks tick, and on some file systems
+        by as much): then ``times`` is empty, and proves nothing.
         """
-        paths = [path for split in ("train", "test") for path in self.paths[split]]
-        digests = {"names": hashlib.sha256(os.fsencode("\0".join(paths))).hexdigest()}
-        if sizes:
-            try:
-                lines = [f"{os.stat(self.folder / path).st_size} {path}" for path in paths]
-            except OSError as error:
-                raise DataError(f"an image cannot be read: {error}") from error
-            digests["sizes"] = hashlib.sha256(os.fsencode("\0".join(lines))).hexdigest()
-        return digests
+        paths, now = [path for split in ("train", "test") for path in self.paths[split]], time.time_ns()
+        try:
+            stats = [os.stat(self.folder / path) for path in paths]
+        except OSError as error:
+            raise DataError(f"an image cannot be read: {error}") from error
+        times = [f"{stat.st_mtime_ns} {stat.st_size} {path}" for stat, path in zip(stats, paths, strict=True)]
+        lines = {
+            "names": paths,
+            "sizes": [f"{stat.st_size} {path}" for stat, path in zip(stats, paths, strict=True)],
+            "times": times,
+        }
+        digests = {name: hashlib.sha256(os.fsencode("\0".join(values))).hexdigest() for name, values in lines.items()}
+        is_fresh = any(abs(stat.st_mtime_ns - now) < 2 * 10**9 for stat in stats)
+        return {**digests, "times": ""} if is_fresh else digests
+
+    def names(self) -> str:
+        """The digest ``names`` alone, without a stat."""
+        return hashlib.sha256(os.fsencode("\0".join(self.paths["train"] + self.paths["test"]))).hexdigest()
+
+    def contents(self, progress: Progress) -> str:
+        """A digest of what is in the files, all of which are read. Raises :class:`DataError`."""
+        contents = Contents()
+        for split in ("train", "test"):
+            for _ in _mapped(lambda content, path: np.empty(0), self, split, progress, contents):
+                pass
+        return contents.hexdigest()
+
+    def said_left_out(self) -> str:
+        """What was left out, in words; empty if nothing was."""
+        return ", ".join(f"{count:,} {what}" for what, count in sorted(self.left_out.items()))
+
+
+class Contents:
+    """The digest of the files' contents, in the order of the tree."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, of_one: bytes) -> None:
+        """The SHA-256 of the next file."""
+        self._digest.update(of_one)
+
+    def hexdigest(self) -> str:
+        """Of all that was added."""
+        return self._digest.hexdigest()
 
 
 def scan_folder(folder: Path) -> Tree:
-    """List train/CLASS/IMAGE and test/CLASS/IMAGE (or val/...) below ``folder``, without hidden and other files.
+    """List train/CLASS/.../IMAGE and test/CLASS/.../IMAGE (or val/...) below ``folder``, as torchvision's ImageFolder.
 
-    Raises :class:`DataError` when a part is missing or unreadable, or the classes of the two splits differ.
+    Hidden files and folders, files with other endings and what is no ordinary file (a pipe, a socket, a device) are
+    left out, and counted. Raises :class:`DataError` when a part is missing or unreadable, a link leads back to a folder
+    that it is in, or the classes of the two splits differ.
     """
     layout = "an image folder has train/CLASS/IMAGE and test/CLASS/IMAGE (or val/CLASS/IMAGE)"
     parts = [entry.name for entry in _entries(folder, layout)]
     if "train" not in parts:
         raise DataError(f"{folder} has no folder train: {layout}")
     tests = [name for name in ("test", "val") if name in parts]
-    classes = {name: _classes(folder / name, layout) for name in ("train", *tests)}
+    left: dict[str, Counter[str]] = {name: Counter() for name in ("train", *tests)}
+    classes = {name: _classes(folder / name, layout, left[name]) for name in ("train", *tests)}
     # ImageNet's test images have no classes; its val images are then what is meant.
     test = next((name for name in tests if classes[name]), None)
     if test is None:
@@ -339,19 +386,43 @@ def scan_folder(folder: Path) -> Tree:
     for split, name in (("train", "train"), ("test", test)):
         paths[split], labels[split] = [], []
         for label, one in enumerate(classes[name]):
-            entries = _entries(folder / name / one, layout)
-            images = [entry.name for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+            below = _images(folder, f"{name}/{one}", layout, left[name], ())
+            images = [f"{place}/{image}" for place in sorted(below) for image in below[place]]
             if not images:
                 raise DataError(f"{folder / name / one} has no images ({', '.join(IMAGE_SUFFIXES)})")
-            paths[split] += [f"{name}/{one}/{image}" for image in images]
+            paths[split] += images
             labels[split] += [label] * len(images)
-    return Tree(folder, tuple(classes["train"]), paths, labels)
+    return Tree(folder, tuple(classes["train"]), paths, labels, left["train"] + left[test])
 
 
-def _entries(folder: Path, layout: str) -> list[os.DirEntry[str]]:
+def _images(
+    folder: Path, place: str, layout: str, left_out: Counter[str], above: tuple[str, ...]
+) -> dict[str, list[str]]:
+    """The sorted names of the images in a folder (``place``, relative to ``folder``) and in each of those below it."""
+    here = os.path.realpath(folder / place)
+    if here in above:
+        raise DataError(f"{folder / place} is a link to a folder that it is in: remove it")
+    found: dict[str, list[str]] = {place: []}
+    for entry in _entries(folder / place, layout, left_out):
+        if entry.is_dir():
+            found |= _images(folder, f"{place}/{entry.name}", layout, left_out, (*above, here))
+        elif not entry.is_file() and os.path.exists(entry.path):
+            left_out["neither file nor folder (pipes, sockets, devices)"] += 1
+        elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
+            left_out[f"with the ending {os.path.splitext(entry.name)[1].lower() or '(none)'}"] += 1
+        else:  # a link to nothing, too: to read it names it
+            found[place].append(entry.name)
+    return found
+
+
+def _entries(folder: Path, layout: str, left_out: Counter[str] | None = None) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        with os.scandir(folder) as scanned:
+            entries = list(scanned)
+        shown = [entry for entry in entries if not entry.name.startswith(".")]
+        if left_out is not None and len(shown) < len(entries):
+            left_out["hidden (their names begin with a dot)"] += len(entries) - len(shown)
+        return sorted(shown, key=lambda entry: entry.name)
     except FileNotFoundError:
         raise DataError(f"there is no folder {folder}: {layout}; set data.path to yours") from None
     except NotADirectoryError:
@@ -360,34 +431,71 @@ def _entries(folder: Path, layout: str) -> list[os.DirEntry[str]]:
         raise DataError(f"the folder {folder} cannot be read: {error.strerror}") from error
 
 
-def _classes(folder: Path, layout: str) -> list[str]:
-    return [entry.name for entry in _entries(folder, layout) if entry.is_dir()]
+def _classes(folder: Path, layout: str, left_out: Counter[str]) -> list[str]:
+    entries = _entries(folder, layout, left_out)
+    classes = [entry.name for entry in entries if entry.is_dir()]
+    if len(classes) < len(entries):
+        left_out["beside the folders of the classes"] += len(entries) - len(classes)
+    return classes
 
 
-def read_folder(tree: Tree, storage: Literal["memory", "files"], image_size: int, progress: Progress) -> Source:
-    """All images decoded (memory), or an index of them (files). Damaged images raise :class:`DataError` when read."""
+def read_folder(tree: Tree, settings: DataSettings, progress: Progress, contents: Contents) -> Source:
+    """All images decoded (memory), or an index of them (files).
+
+    ``contents`` has the digest of the files once the arrays have been made. Damaged images raise :class:`DataError`
+    when read; with ``bad_images: replace`` they get the size 0 and are named.
+    """
+
+    def size_or_zero(content: bytes, path: Path) -> NDArray[np.int64]:
+        try:
+            return read_size(content, path)
+        except DataError as error:
+            progress(f"{error} (another image of its class will stand in for it)")
+            return np.zeros(2, np.int64)
+
     arrays = {}
     for split, paths in tree.paths.items():
-        num = len(paths)
+        num, side = len(paths), settings.image_size
         arrays[f"{split}_labels"] = _in_chunks(np.array(tree.labels[split], np.int64))
-        if storage == "memory":
-            images = _mapped(lambda path: decode(path, image_size), tree, split, progress)
-            arrays[f"{split}_images"] = Chunked(np.dtype(np.uint8), (num, 3, image_size, image_size), images)
+        if settings.storage == "memory":
+            images = _mapped(partial(decode, image_size=side), tree, split, progress, contents)
+            arrays[f"{split}_images"] = Chunked(np.dtype(np.uint8), (num, 3, side, side), images)
         else:
+            read = size_or_zero if settings.bad_images == "replace" else read_size
+            sizes = _mapped(read, tree, split, progress, contents)
             arrays[f"{split}_paths"] = _in_chunks(np.array([os.fsencode(path) for path in paths]))
-            arrays[f"{split}_sizes"] = Chunked(np.dtype(np.int64), (num, 2), _mapped(read_size, tree, split, progress))
+            arrays[f"{split}_sizes"] = Chunked(np.dtype(np.int64), (num, 2), sizes)
     return Source(tree.classes, arrays)
 
 
-def _mapped(read: Callable[[Path], NDArray[Any]], tree: Tree, split: str, progress: Progress) -> Iterator[NDArray[Any]]:
+Read = Callable[[bytes, Path], NDArray[Any]]  # of a file's content, and its path for messages
+
+
+def _mapped(read: Read, tree: Tree, split: str, progress: Progress, contents: Contents) -> Iterator[NDArray[Any]]:
     """``read`` of each file, in order, in chunks. Threads do: Pillow decodes without the interpreter's lock."""
     paths, shown = tree.paths[split], time.monotonic()
+
+    def read_one(path: str) -> tuple[NDArray[Any], bytes]:
+        content = read_file(tree.folder / path)
+        return read(content, tree.folder / path), hashlib.sha256(content).digest()
+
     with ThreadPoolExecutor(min(32, num_cores())) as pool:
         for start in range(0, len(paths), 128):
             if time.monotonic() - shown > 5:
                 progress(f"{split}: {start:,} of {len(paths):,} images read")
                 shown = time.monotonic()
-            yield np.stack(list(pool.map(lambda path: read(tree.folder / path), paths[start : start + 128])))
+            parts, digests = zip(*pool.map(read_one, paths[start : start + 128]), strict=True)
+            for digest in digests:
+                contents.add(digest)
+            yield np.stack(parts)
+
+
+def read_file(path: Path) -> bytes:
+    """What is in an image's file. Raises :class:`DataError`."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _bad_image(path, error) from error
 
 
 def num_cores() -> int:
@@ -395,21 +503,37 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def to_rgb(image: Image.Image, path: Path) -> Image.Image:
-    """An image in 8-bit RGB. Raises :class:`DataError` for one of 16 bits or floating point, which would turn white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        raise DataError(f"{path}: has {image.mode} pixels (16 or 32 bits); convert it to 8 bits a channel")
-    return image.convert("RGB")
+@contextlib.contextmanager
+def opened(content: bytes, path: Path) -> Iterator[Image.Image]:
+    """The image in a file's content; only its header has been looked at.
+
+    Whatever goes wrong inside becomes a :class:`DataError` that names ``path``. So does an image of 16 bits or floating
+    point, which would turn white.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.mode.startswith("I") or image.mode == "F":
+                raise DataError(f"{path}: has {image.mode} pixels (16 or 32 bits); convert it to 8 bits a channel")
+            yield image
+    except DataError:
+        raise
+    except Exception as error:  # for a damaged file Pillow raises nearly anything, according to the format
+        raise _bad_image(path, error) from error
 
 
-def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
+def _bad_image(path: Path, error: Exception) -> DataError:
+    return DataError(f"the image {path} is damaged or cannot be read: {_one_line(error)}")
+
+
+def decode(content: bytes, path: Path, image_size: int) -> NDArray[np.uint8]:
     """An image as (3, image_size, image_size), RGB. One of another size is scaled, its short side to image_size (by
     torchvision's rules: bilinear with antialiasing), and cut to the centre. Raises :class:`DataError`."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            image = to_rgb(file, path)
+    with opened(content, path) as file:
+        image = file.convert("RGB")
         width, height = image.size
         if (width, height) != (image_size, image_size):
             short = min(width, height)
@@ -419,16 +543,24 @@ def decode(path: Path, image_size: int) -> NDArray[np.uint8]:
             image = image.crop((left, top, left + image_size, top + image_size))
         pixels: NDArray[np.uint8] = np.asarray(image).transpose(2, 0, 1)
         return pixels
-    except Exception as error:  # for a damaged file Pillow raises nearly anything, according to the format
-        raise DataError(f"the image {path} is damaged or cannot be read: {_one_line(error)}") from error
 
 
-def read_size(path: Path) -> NDArray[np.int64]:
-    """Height and width from the header of an image, in pixels. Raises :class:`DataError`."""
-    from PIL import Image
+def read_size(content: bytes, path: Path) -> NDArray[np.int64]:
+    """Height and width of an image, in pixels. Raises :class:`DataError`.
 
-    try:
-        with Image.open(path) as file:
-            return np.array([file.height, file.width])
-    except Exception as error:  # as in decode
-        raise DataError(f"the image {path} is damaged or cannot be read: {_one_line(error)}") from error
+    Only what is not seen to end as its format wants is decoded: a file that was cut off is found here, most others
+    that are damaged are not.
+    """
+    with opened(content, path) as image:
+        size = np.array([image.height, image.width])
+        if not _ends_well(content, image.format):
+            image.load()
+        return size
+
+
+def _ends_well(content: bytes, format_: str | None) -> bool:
+    if format_ == "JPEG":
+        return content.endswith(b"\xff\xd9")
+    if format_ == "PNG":
+        return content[-8:-4] == b"IEND"
+    return format_ == "WEBP" and len(content) >= 8 + int.from_bytes(content[4:8], "little")

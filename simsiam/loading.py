@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
@@ -16,11 +20,12 @@ from torchvision.transforms.v2 import functional as transforms
 
 from simsiam.augment import draw_pair, views, views_of_crops
 from simsiam.config import AugmentSettings, Settings
-from simsiam.data import Dataset, FileSplit, Split
+from simsiam.data import DataError, Dataset, FileSplit, Split
 from simsiam.distributed import ONE_RANK, Ranks
-from simsiam.download import to_rgb
+from simsiam.download import opened, read_file
 from simsiam.randomness import derive, generator
 
+LOST_AFTER = 600  # seconds that a batch from the loader processes may take
 PLAIN_BATCH = 512  # images in a batch of an evaluation; it changes no result
 
 
@@ -33,6 +38,8 @@ class Batch(NamedTuple):
 
 class Source(Protocol):
     """Where a training gets its images."""
+
+    replaced: dict[Path, Path]  # images that cannot be decoded -> what stood in for them, as far as it was met
 
     def epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         """The whole batches of an epoch from ``first_batch`` on."""
@@ -100,6 +107,7 @@ class MemorySource:
         assert isinstance(dataset.test, Split)
         self.settings, self.dataset, self.device, self.ranks = settings, dataset, device, ranks
         self.train, self.test = dataset.train, dataset.test
+        self.replaced: dict[Path, Path] = {}
         # On a GPU the images move there once; on a CPU they stay in the page cache, shared by all processes.
         self._on_device = None if device.type == "cpu" else torch.tensor(np.asarray(self.train.images), device=device)
 
@@ -148,25 +156,48 @@ class FileSource:
         assert isinstance(dataset.test, FileSplit)
         self.settings, self.dataset, self.device, self.ranks = settings, dataset, device, ranks
         self.train, self.test = dataset.train, dataset.test
+        self.replaced: dict[Path, Path] = {}
         self._batches = _Batches(settings, len(dataset.train), ranks)
         self._crops = self._loader(Crops(dataset.train, settings), self._batches)
 
-    def _loader(
-        self, images: TorchDataset[tuple[Tensor, Tensor]], batches: Iterable[Tensor]
-    ) -> DataLoader[tuple[Tensor, Tensor]]:
+    def _loader(self, images: _InLoaderProcess, batches: Iterable[Indices]) -> DataLoader[Answer]:
         return DataLoader(
             images,
-            batch_sampler=cast(Any, batches),  # a batch is a tensor of indices, where torch's types want a list
+            batch_sampler=cast(Any, batches),  # a batch is an array of indices, where torch's types want a list
             collate_fn=cast(Any, _as_it_is),
             num_workers=torch.get_num_threads(),  # the cores that this process may use
             pin_memory=self.device.type == "cuda",
             persistent_workers=isinstance(batches, _Batches),
+            timeout=LOST_AFTER,
         )
+
+    def _answers(self, loader: DataLoader[Answer]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of the loader processes: which images (n,), and their pixels. Raises what went wrong there."""
+        answers = iter(loader)
+        while True:
+            try:
+                answer = next(answers, None)
+            except RuntimeError as error:
+                if "timed out" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"the loader processes gave no batch for {LOST_AFTER} s: the images' disk does not answer, or what"
+                    " they sent was lost; their own messages are in the log"
+                ) from error
+            if answer is None:
+                return
+            if isinstance(answer, _Failure):
+                raise DataError(answer.reason) if answer.is_data_error else LoaderError(answer.reason)
+            for bad, other in answer.replaced.items():
+                if bad not in self.replaced:
+                    print(f"{bad} cannot be decoded: {other} stands in for it", file=sys.stderr, flush=True)
+                self.replaced[bad] = other
+            yield torch.as_tensor(answer.places), torch.as_tensor(answer.pixels)
 
     def epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         """See :class:`Source`."""
         self._batches.epoch, self._batches.first_batch = epoch, first_batch
-        for index, crops in self._crops:
+        for index, crops in self._answers(self._crops):
             pairs = tuple(
                 views_of_crops(
                     crops_of_pair.to(self.device, non_blocking=True),
@@ -189,69 +220,167 @@ class FileSource:
         chosen = self.ranks.own(torch.from_numpy(evaluated(self.settings, self.dataset, split)))
         labels = torch.tensor(images.labels)
         size = self.settings.data.image_size
-        for index, batch in self._loader(_Centres(images, size), torch.split(chosen, PLAIN_BATCH)):
+        batches = [part.numpy() for part in torch.split(chosen, PLAIN_BATCH)]
+        centres = _Centres(images, size, self.settings.data.bad_images)
+        for index, batch in self._answers(self._loader(centres, batches)):
             yield _normalised(batch.to(self.device), self.dataset), labels[index].to(self.device)
 
 
-class _Batches(Sampler[Tensor]):
+# What goes between the processes is in arrays, not in tensors: torch sends tensors through shared memory from a thread
+# of its own, which loses them without a word where there is no room.
+Indices = NDArray[np.int64]
+
+
+class LoaderError(RuntimeError):
+    """What went wrong in a loader process; the message begins with it and ends with its traceback."""
+
+
+class _Failure(NamedTuple):
+    reason: str
+    is_data_error: bool
+
+
+class _Loaded(NamedTuple):
+    places: Indices  # (n,)
+    pixels: Tensor | NDArray[np.uint8]  # uint8; a tensor in shared memory, or an array where that had no room
+    replaced: dict[Path, Path]
+
+
+Answer = _Loaded | _Failure
+
+
+class _Batches(Sampler[Indices]):
     """The batches of the epoch that is set, each with the epoch in front, which a loader process must know."""
 
     def __init__(self, settings: Settings, num_images: int, ranks: Ranks) -> None:
         self.settings, self.num_images, self.ranks = settings, num_images, ranks
         self.epoch, self.first_batch = 0, 0
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Indices]:
         for index in batches_of(self.settings, self.epoch, self.num_images, self.first_batch):
-            yield torch.cat((torch.tensor([self.epoch]), self.ranks.own(index)))
+            yield np.concatenate(([self.epoch], self.ranks.own(index).numpy()))
 
 
-class Crops(TorchDataset[tuple[Tensor, Tensor]]):
+class _InLoaderProcess(TorchDataset[Answer]):
+    """What a loader process makes of a batch of images."""
+
+    def __init__(self, images: FileSplit, bad_images: Literal["error", "replace"]) -> None:
+        self.images, self.bad_images = images, bad_images
+        self.replaced: dict[int, int] = {}
+
+    def load(self, batch: Indices) -> tuple[Indices, Tensor]:
+        """Which images (n,), and their pixels in uint8."""
+        raise NotImplementedError
+
+    def __getitems__(self, batch: Indices) -> Answer:
+        try:
+            index, pixels = self.load(batch)
+            path = self.images.path
+            replaced = {path(i): path(self.replaced[i]) for i in index.tolist() if i in self.replaced}
+            return _Loaded(index, _shared(pixels), replaced)
+        except DataError as error:
+            return _Failure(str(error), is_data_error=True)
+        except Exception as error:  # the process that waits is to learn of all
+            text = f"in a loader process: {type(error).__name__}: {error}\n{traceback.format_exc()}"
+            return _Failure(text, is_data_error=False)
+
+    def decode(self, index: int) -> Tensor:
+        """An image, or what stands in for it: uint8 (3, H, W)."""
+        while True:
+            chosen = self.replaced.get(index, index)
+            try:
+                if self.images.sizes[chosen].all():
+                    return _decode(self.images, chosen)
+                raise DataError(f"the image {self.images.path(chosen)} was damaged when it was prepared")
+            except DataError:
+                if self.bad_images == "error":
+                    raise
+                self.replaced[index] = self._next_of_class(index, chosen)
+
+    def _next_of_class(self, index: int, tried: int) -> int:
+        """The image that comes after ``tried`` in its class, the first one after the last."""
+        same = np.flatnonzero(self.images.labels == self.images.labels[index])
+        following = int(same[(np.searchsorted(same, tried) + 1) % len(same)])
+        if following == index:
+            raise DataError(f"no image of the class of {self.images.path(index)} can be decoded")
+        return following
+
+
+class Crops(_InLoaderProcess):
     """In a loader process: the crops of all views of a batch, (views x B, 3, S, S) uint8, each image decoded once."""
 
     def __init__(self, images: FileSplit, settings: Settings) -> None:
-        self.images, self.settings = images, settings
+        super().__init__(images, settings.data.bad_images)
+        self.settings = settings
 
-    def __getitems__(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def load(self, batch: Indices) -> tuple[Indices, Tensor]:
+        """Where an image was replaced, the boxes are drawn for the other one's size with this one's random numbers."""
         epoch, index = int(batch[0]), batch[1:]
         size = self.settings.data.image_size
-        heights, widths = torch.from_numpy(self.images.sizes[index.numpy()]).unbind(1)
-        both = (self.settings.augment, second_view(self.settings))
-        drawn = [
-            view
-            for pair in range(num_pairs(self.settings))
-            for view in draw_pair(both, heights, widths, index, seed=self.settings.seed, epoch=epoch, pair=pair)
-        ]
-        boxes = [torch.stack((view.top, view.left, view.height, view.width), dim=1).tolist() for view in drawn]
-        flips = [view.flip.tolist() for view in drawn]
-        crops = torch.empty(len(boxes), len(index), 3, size, size, dtype=torch.uint8)
+        drawn = self._draw(index, epoch)
+        crops = torch.empty(len(drawn), len(index), 3, size, size, dtype=torch.uint8)
         for place, image in enumerate(index.tolist()):
-            pixels = _decode(self.images, image)
-            for view, (of_view, flip) in enumerate(zip(boxes, flips, strict=True)):
-                crop = transforms.resized_crop(pixels, *of_view[place], size=[size, size], antialias=True)
-                crops[view, place] = crop.flip(2) if flip[place] else crop
+            before = self.replaced.get(image, image)
+            pixels = self.decode(image)
+            if self.replaced.get(image, image) != before:
+                drawn = self._draw(index, epoch)
+            for view, (boxes, flips) in enumerate(drawn):
+                crop = transforms.resized_crop(pixels, *boxes[place], size=[size, size], antialias=True)
+                crops[view, place] = crop.flip(2) if flips[place] else crop
         return index, crops.flatten(0, 1)
 
+    def _draw(self, index: Indices, epoch: int) -> list[tuple[list[list[int]], list[bool]]]:
+        """For each view, the box of each image's crop and whether it is flipped."""
+        sources = [self.replaced.get(image, image) for image in index.tolist()]
+        sizes = np.maximum(self.images.sizes[sources], 1)  # of a damaged image: decoding it draws again
+        heights, widths = torch.from_numpy(sizes).unbind(1)
+        both = (self.settings.augment, second_view(self.settings))
+        places, seed = torch.from_numpy(index), self.settings.seed
+        return [
+            (torch.stack((view.top, view.left, view.height, view.width), dim=1).tolist(), view.flip.tolist())
+            for pair in range(num_pairs(self.settings))
+            for view in draw_pair(both, heights, widths, places, seed=seed, epoch=epoch, pair=pair)
+        ]
 
-class _Centres(TorchDataset[tuple[Tensor, Tensor]]):
+
+class _Centres(_InLoaderProcess):
     """In a loader process: the centre, 7/8 of the short side (224 of 256), (n, 3, S, S) uint8."""
 
-    def __init__(self, images: FileSplit, size: int) -> None:
-        self.images, self.size = images, size
+    def __init__(self, images: FileSplit, size: int, bad_images: Literal["error", "replace"]) -> None:
+        super().__init__(images, bad_images)
+        self.size = size
 
-    def __getitems__(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def load(self, batch: Indices) -> tuple[Indices, Tensor]:
+        """See above."""
         resized = (
-            transforms.resize(_decode(self.images, image), [round(self.size * 8 / 7)], antialias=True)
-            for image in index.tolist()
+            transforms.resize(self.decode(image), [round(self.size * 8 / 7)], antialias=True)
+            for image in batch.tolist()
         )
-        return index, torch.stack([transforms.center_crop(image, [self.size, self.size]) for image in resized])
+        return batch, torch.stack([transforms.center_crop(image, [self.size, self.size]) for image in resized])
 
 
 def _decode(images: FileSplit, index: int) -> Tensor:
     """uint8 (3, H, W)."""
-    with Image.open(images.path(index)) as file:
-        pixels = np.array(to_rgb(file, images.path(index)))
+    path = images.path(index)
+    with opened(read_file(path), path) as file:
+        pixels = np.array(file.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)  # no copy into another order: resizing takes this one as well
 
 
-def _as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    return batch
+def _shared(pixels: Tensor) -> Tensor | NDArray[np.uint8]:
+    """In shared memory if that has room (a container's /dev/shm often has 64 MB); else an array, sent through a pipe.
+
+    Here, where a failure can be answered: torch would do the same in its sending thread. Asked for room beforehand, since
+    torch 2.14 may damage the heap where it finds too little.
+    """
+    if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free < 2 * pixels.nbytes:
+        return pixels.numpy()
+    try:
+        pixels.share_memory_()  # type: ignore[no-untyped-call]
+        return pixels
+    except RuntimeError:  # others took the room just now
+        return pixels.numpy()
+
+
+def _as_it_is(answer: Answer) -> Answer:
+    return answer

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simsiam.data import DataError
-from simsiam.download import Tree, num_cores, scan_folder, to_rgb
+from simsiam.download import Tree, num_cores, opened, read_file, scan_folder
 from simsiam.files import write_atomically
 
 if TYPE_CHECKING:
@@ -50,7 +50,11 @@ def resize_folder(source: Path, target: Path, short_side: int, progress: Callabl
 
 def _begin(tree: Tree, target: Path, short_side: int) -> bool:
     """Whether all is there already. Otherwise notes in ``target`` what is being made of what."""
-    names = tree.digests(sizes=True) | {"short_side": str(short_side), "quality": str(QUALITY)}
+    digests = tree.digests()
+    names = {what: digests[what] for what in ("names", "sizes")} | {
+        "short_side": str(short_side),
+        "quality": str(QUALITY),
+    }
     twice = _clashes(tree)
     if twice:
         raise DataError(f"{tree.folder / twice} and an image beside it would both be called {twice}.jpg")
@@ -98,14 +102,9 @@ def _smaller(path: Path, short_side: int) -> Image.Image | None:
     """The image in RGB with such a short side (by torchvision's rules), or None if it is no larger."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            short = min(file.size)
-            if short <= short_side:
-                return None
-            width, height = (short_side * length // short for length in file.size)
-            return to_rgb(file, path).resize((width, height), Image.Resampling.BILINEAR)
-    except DataError:
-        raise
-    except Exception as error:  # for a damaged file Pillow raises nearly anything, according to the format
-        raise DataError(f"the image {path} is damaged or cannot be read: {error}") from error
+    with opened(read_file(path), path) as file:
+        short = min(file.size)
+        if short <= short_side:
+            return None
+        width, height = (short_side * length // short for length in file.size)
+        return file.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)

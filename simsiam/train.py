@@ -252,8 +252,10 @@ class Training:
             queries = self.ranks.gather(queries, self.num_queries)
             labels = self.ranks.gather(labels, self.num_queries)
             z = self.model.projector(queries[: 4 * self.settings.projector.output_dim])
-            point = {"knn_top1": top1, **monitor.of_projections(z, more=evaluation.diagnostics)}
+            point: dict[str, Any] = {"knn_top1": top1, **monitor.of_projections(z, more=evaluation.diagnostics)}
         self.model.train()
+        if self.source.replaced:  # of rank 0 alone
+            point["replaced_images"] = len(self.source.replaced)
         self._write({"epoch": self.step / self.steps_per_epoch, "step": self.step, **point})
         self.embeddings = (z, labels) if evaluation.diagnostics else None
         self.last_log += time.monotonic() - started  # so that images_per_s is the speed of training alone

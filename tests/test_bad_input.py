@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import multiprocessing
 import re
 import resource
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from experiments.worker import advice
 from simsiam.config import SettingsError, dotted_paths, flatten, validate
 from tests.conftest import ROOT, SMALL, Command
 from tests.ordinary_user import call as as_ordinary_user
@@ -252,6 +257,39 @@ def test_no_data(command: Command, tmp_path: Path) -> None:
     refused(done, 1, "photos", where=tmp_path)
     refused(command("data", "check", "cifar10"), 1, "cifar10", "data prepare")
     assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_an_image_folder_that_changed_is_one_line(command: Command, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "photos" / split / "cat").mkdir(parents=True)
+        for name in "abc":
+            Image.new("RGB", (16, 16)).save(tmp_path / "photos" / split / "cat" / f"{name}.bmp")
+    chosen = ("folder", "--set", f"data.path={tmp_path / 'photos'}")
+    assert command("data", "prepare", *chosen).returncode == 0
+    Image.new("RGB", (16, 16), (9, 9, 9)).save(tmp_path / "photos" / "test" / "cat" / "a.bmp")
+    refused(command("data", "check", *chosen), 1, "the contents of the files", "have changed", "data prepare folder")
+    (tmp_path / "photos" / "test" / "cat" / "a.bmp").unlink()
+    refused(command("data", "check", *chosen), 1, "the names of the files", "have changed", "data prepare folder")
+
+
+def test_what_is_full_is_named(tmp_path: Path) -> None:
+    """Locks and shared tensors are in /dev/shm, whose files `gc` does not free."""
+    no_lock, no_room = (
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    )
+    full = mock.patch("multiprocessing.synchronize._multiprocessing.SemLock", side_effect=no_lock)
+    with full, pytest.raises(OSError, match="No space left") as caught:
+        multiprocessing.get_context("spawn").Lock()
+    for error in (
+        caught.value,
+        RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"),
+    ):
+        assert advice(error, tmp_path).startswith("no room in /dev/shm")
+        assert "gc" not in advice(error, tmp_path)
+    assert "`gc` frees" in advice(no_room, tmp_path)
+    elsewhere = OSError(errno.ENOSPC, "No space left on device", "/proc/file")
+    assert "/proc is full" in advice(elsewhere, tmp_path)
 
 
 def test_folders_that_an_ordinary_user_may_not_use(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import resource
 import signal
 import socket
@@ -331,6 +332,115 @@ def test_a_changed_folder_is_noticed(tmp_path, storage):
     assert data.prepare(settings, tmp_path).fingerprint not in (first.fingerprint, second.fingerprint)
     data.check(settings, tmp_path)
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def age(folder: Path, seconds: float) -> None:
+    for path in folder.rglob("*.*"):
+        os.utime(path, (path.stat().st_mtime - seconds,) * 2)
+
+
+@pytest.mark.parametrize("storage", ["memory", "files"])
+@pytest.mark.parametrize("time", ["newer", "older", "fresh"])
+def test_other_pixels_under_the_same_name_and_size_are_noticed(tmp_path, storage, time):
+    """Also where a copying program has given them an older time, or right after the preparation."""
+    folder, settings = write_images(tmp_path / "photos"), folder_settings("photos", storage)
+    image = folder / "train" / "cat" / "a.bmp"
+    Image.new("RGB", (16, 16), (1, 2, 3)).save(image)
+    if time != "fresh":
+        age(folder, 1000)
+    first, before = data.prepare(settings, tmp_path), image.read_bytes()
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(image)
+    assert image.stat().st_size == len(before)
+    if time == "older":
+        age(folder, 5000)
+    with pytest.raises(DataError, match=r"contents of the files in .*photos have changed.*data prepare folder"):
+        data.check(settings, tmp_path)
+    assert data.prepare(settings, tmp_path).fingerprint != first.fingerprint
+    data.check(settings, tmp_path)
+    image.write_bytes(before)
+    assert data.prepare(settings, tmp_path).fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("storage", ["memory", "files"])
+def test_files_with_another_time_alone_are_read_once(tmp_path, storage, monkeypatch):
+    folder, settings = write_images(tmp_path / "photos"), folder_settings("photos", storage)
+    first = data.prepare(settings, tmp_path)
+    age(folder, 1000)
+    assert data.prepare(settings, tmp_path).fingerprint == first.fingerprint
+    monkeypatch.setattr(download, "read_file", lambda path: pytest.fail("read again"))
+    assert data.prepare(settings, tmp_path).fingerprint == first.fingerprint
+
+
+def test_what_an_earlier_version_prepared_keeps_its_fingerprint(tmp_path):
+    """Its notes had names and sizes alone."""
+    folder, settings = write_images(tmp_path / "photos"), folder_settings("photos", "files")
+    age(folder, 1000)
+    first = data.prepare(settings, tmp_path)
+    (cache,) = (tmp_path / "cache").iterdir()
+    meta = json.loads((cache / "meta.json").read_text())
+    identity = [meta["arrays"], meta["classes"], meta["tree"]["sizes"]]
+    assert first.fingerprint == hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    meta["tree"] = {name: meta["tree"][name] for name in ("names", "sizes")}
+    (cache / "meta.json").write_text(json.dumps(meta))
+    (cache / "seen.json").unlink()
+    assert data.prepare(settings, tmp_path).fingerprint == first.fingerprint
+    data.check(settings, tmp_path)
+
+
+def test_folders_below_a_class_are_torchvision_s_and_the_rest_is_counted(tmp_path):
+    folder = write_images(tmp_path / "photos", size=(20, 16))
+    for place in ("x/z", "x-y", "x"):
+        (folder / "train" / "cat" / place).mkdir(parents=True, exist_ok=True)
+        for name in ("b.png", "a.JPG"):
+            Image.new("RGB", (16, 17)).save(folder / "train" / "cat" / place / name)
+    (folder / "elsewhere").mkdir()
+    Image.new("RGB", (16, 17)).save(folder / "elsewhere" / "linked.png")
+    (folder / "train" / "dog" / "link").symlink_to(folder / "elsewhere")
+    (folder / "train" / "dog" / "notes.TXT").touch()
+    os.mkfifo(folder / "train" / "dog" / "pipe.txt")
+    tree = download.scan_folder(folder)
+    for split in ("train", "test"):
+        listed = torchvision.datasets.ImageFolder(folder / split).imgs
+        mine = zip(tree.paths[split], tree.labels[split], strict=True)
+        assert [(str(folder / path), label) for path, label in mine] == listed
+    (folder / "train" / "cat" / "x" / ".a.png").touch()
+    os.mkfifo(folder / "train" / "cat" / "pipe.png")
+    said: list[str] = []
+    settings = folder_settings("photos", "files")
+    assert len(data.prepare(settings, tmp_path, progress=said.append).train) == 3 + 6 + 3 + 1
+    for words in (said[0], data.check(settings, tmp_path).left_out):
+        assert "1 hidden" in words
+        assert "1 with the ending .txt" in words
+        assert "2 neither file nor folder" in words
+
+
+def test_a_link_that_goes_round_in_a_circle_is_named(tmp_path):
+    folder = write_images(tmp_path / "photos")
+    (folder / "train" / "cat" / "again").symlink_to(folder / "train" / "cat")
+    with pytest.raises(DataError, match="cat/again is a link to a folder that it is in"):
+        data.prepare(folder_settings("photos"), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "bmp", "webp", "16 bits"])
+def test_what_headers_and_ends_show_is_found_before_training(tmp_path, kind):
+    folder, settings = write_images(tmp_path / "photos", size=(60, 60)), folder_settings("photos", "files")
+    bad = folder / "train" / "dog" / f"bad.{'png' if kind == '16 bits' else kind}"
+    if kind == "16 bits":
+        Image.fromarray(np.zeros((20, 20), np.uint16)).save(bad)
+    else:
+        Image.effect_noise((60, 60), 50).convert("RGB").save(bad)
+        bad.write_bytes(bad.read_bytes()[:-40])
+    with pytest.raises(DataError, match=re.escape(str(bad))):
+        data.prepare(settings, tmp_path)
+    replacing = settings.model_copy(update={"bad_images": "replace"})
+    sizes = data.prepare(replacing, tmp_path).train.sizes
+    assert (sizes == 0).all(1).tolist() == [
+        path.endswith(bad.name) for path in download.scan_folder(folder).paths["train"]
+    ]
+    with pytest.raises(DataError, match=rf"{bad.name} \(1\).*bad_images=replace"):
+        data.load(settings, tmp_path)
+    Image.new("RGB", (20, 20)).save(bad)
+    assert data.prepare(settings, tmp_path).train.sizes.all()
 
 
 def test_the_fingerprint_does_not_depend_on_where_the_folder_is(tmp_path):

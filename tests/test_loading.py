@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from simsiam import loading
 from simsiam.augment import draw
 from simsiam.config import Settings
-from simsiam.data import FileSplit, prepare
+from simsiam.data import DataError, FileSplit, prepare
 from simsiam.knn import knn_top1
 from simsiam.loading import batches_of, make_source, subset
 from simsiam.randomness import derive
@@ -110,6 +111,65 @@ def test_plain_images_are_centre_crops(small: Small, folder: Path) -> None:
     expected = v2.Compose([v2.Resize(37, antialias=True), v2.CenterCrop(32), v2.ToDtype(torch.float32, scale=True),
                            v2.Normalize(dataset.mean, dataset.std)])(pixels)  # fmt: skip
     torch.testing.assert_close(batch[3], expected, atol=1e-5, rtol=1e-5)
+
+
+def spoil(folder: Path) -> Path:
+    """Damage in the middle of an image of the middle class, which is not seen before it is decoded."""
+    bad = folder / "photos" / "train" / "green" / "11.png"
+    content = bytearray(bad.read_bytes())
+    half = len(content) // 2
+    content[half : half + 20] = bytes(20)
+    bad.write_bytes(content)
+    return bad
+
+
+def test_a_damaged_image_is_named_by_the_loader_processes(small: Small, folder: Path) -> None:
+    bad = spoil(folder)
+    settings = files(small)
+    source = make_source(settings, prepare(settings.data, folder), CPU)
+    with pytest.raises(DataError, match=rf"^the image {bad} is damaged"):
+        list(source.epoch(0, 0))
+    with pytest.raises(DataError, match=rf"^the image {bad} is damaged"):
+        list(source.plain("bank"))
+
+
+def test_the_next_image_of_the_class_stands_in_for_a_damaged_one(small: Small, folder: Path) -> None:
+    """As if the other file had been copied over it; the last image of its class is followed by the first."""
+    bad = spoil(folder)
+    other = sorted(bad.parent.iterdir())[sorted(bad.parent.iterdir()).index(bad) + 1]
+    settings = files(small, data__bad_images="replace")
+    source = make_source(settings, prepare(settings.data, folder), CPU)
+    got = [*source.epoch(0, 0)], [*source.plain("bank")]
+    assert source.replaced == {bad: other}
+    bad.write_bytes(other.read_bytes())
+    whole = make_source(settings, prepare(settings.data, folder), CPU)
+    for one, two in zip(got[0], whole.epoch(0, 0), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.pairs[0], two.pairs[0], strict=True))
+    for (images, _), (expected, _) in zip(got[1], whole.plain("bank"), strict=True):
+        assert torch.equal(images, expected)
+    assert whole.replaced == {}
+
+
+def test_a_lack_of_shared_memory_changes_nothing(small: Small, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = files(small)
+    dataset = prepare(settings.data, folder)
+    expected = [*make_source(settings, dataset, CPU).epoch(0, 0)]
+
+    def no_room(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", no_room)
+    for batch, before in zip(make_source(settings, dataset, CPU).epoch(0, 0), expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(batch.pairs[0], before.pairs[0], strict=True))
+
+
+def test_a_lost_batch_ends_in_an_error(small: Small, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be pickled is lost by the thread that sends it, as a tensor without room in shared memory is."""
+    settings = files(small)
+    monkeypatch.setattr(loading, "LOST_AFTER", 3)
+    monkeypatch.setattr(loading, "_shared", lambda pixels: lambda: pixels)
+    with pytest.raises(RuntimeError, match="gave no batch for 3 s"):
+        list(make_source(settings, prepare(settings.data, folder), CPU).epoch(0, 0))
 
 
 def test_a_run_on_files_trains_resumes_and_sees_colours(small: Small, folder: Path) -> None:

@@ -34,12 +34,14 @@ def data_check(
     """Count the images and recompute their checksum."""
     from simsiam.data import check
 
-    found = check(_data_settings(name, set_), data)
+    found = check(_data_settings(name, set_), data, progress=say)
     channels, height, width = found.image_shape
     say(f"{name}: as it was prepared, fingerprint {found.fingerprint}")
     say(f"  {found.num_train:,} training images: {_per_class(found.train_per_class)}")
     say(f"  {found.num_test:,} test images: {_per_class(found.test_per_class)}")
     say(f"  {height}x{width} pixels, {count(channels, 'channel')}, {found.num_classes} classes")
+    if found.left_out:
+        say(f"  left out: {found.left_out}")
     say(f"  mean {_list(found.mean)}, std {_list(found.std)} (training images, scaled to 0 to 1)")
 
 
