@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -11,7 +13,9 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from experiments.console import Table, make_console
 from experiments.documents import dump, read
 from experiments.layers import layer_from_command_line
 from experiments.plan import average_bytes, estimate, make_plan, num_parameters
@@ -412,3 +416,35 @@ def test_what_a_scalar_without_quotes_is(text: str, value: object, tmp_path: Pat
     (tmp_path / "a.yaml").write_text(f"a: {text}\n")
     found = read(tmp_path / "a.yaml").content["a"]
     assert (found, type(found)) == (value, type(value))
+
+
+ROWS = [
+    ("1", "with stop-gradient", "done (healthy)", "84.1", "f428dcf71bb9-s0"),
+    ("2", "without stop-gradient", "done (collapsed)", "10.0", "87547083b55b-s0"),
+]
+
+
+@pytest.mark.parametrize("width", [200, 120, 80, 60, 50, 40, 30, 20])
+def test_a_table_breaks_no_word_on_a_narrow_terminal(width: int) -> None:
+    """Columns go by importance; where the last ones do not fit either, a row is a record."""
+    table = Table("#>", "variant", "state", "kNN %>", "run", optional=("run", "#"))
+    for row in ROWS:
+        table.add_row(*row)
+    console = Console(width=width, force_terminal=True, no_color=True, color_system=None, file=io.StringIO())
+    console.print(table)
+    text = console.file.getvalue()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    words = text.split()
+    for row in ROWS:
+        for cell in row[1:4]:
+            for word in cell.split():
+                assert word in words, text
+    assert ("f428dcf71bb9-s0" in words) == (width >= 60 or width < 40)  # a record has everything
+    assert ("variant:" in words) == (width < 40)
+
+
+def test_a_pipe_gets_each_row_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("variant", "state", optional=("state",))
+    table.add_row("a long name " * 60, "done")
+    make_console().print(table)
+    assert re.search(r"(a long name +){60}.*done", capsys.readouterr().out)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.console import count, make_console, make_table, print_json
+from experiments.console import Table, count, make_console, print_json
 from experiments.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -86,7 +86,7 @@ def _run_folder(target: str, runs: Path) -> Path | None:
 
 
 def _print_table(diagnoses: list[Diagnosis], names: dict[str, str]) -> None:
-    table = make_table("run", "verdict", "set in at epoch>", "also")
+    table = Table("run", "verdict", "set in at epoch>", "also", optional=("also", "set in at epoch"))
     for each in diagnoses:
         epoch = "" if each.epoch != each.epoch else f"{each.epoch:.2f}"
         table.add_row(
@@ -146,7 +146,7 @@ def compare(
 
 def _print_differences(differing: pd.DataFrame, rows: pd.DataFrame) -> None:
     console = make_console()
-    table = make_table("run", "state", "outcome", "kNN %>", *differing.columns)
+    table = Table("run", "state", "outcome", "kNN %>", *differing.columns)
     for (_, row), (_, values) in zip(rows.iterrows(), differing.iterrows(), strict=True):
         outcome = row["outcome"] if isinstance(row["outcome"], str) else ""
         knn = row["final_knn_top1"]
