@@ -20,6 +20,15 @@ def make_console() -> Console:
     return Console(width=width, markup=False, highlight=False, emoji=False)  # names are the user's: [red] is no colour
 
 
+def print_prose(console: Console, text: str) -> None:
+    """A sentence, wrapped between words on a terminal, under its own indentation; a line in a pipe."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    words = text.lstrip(" ")
+    console.print(Padding(Text(words), (0, 0, 0, len(text) - len(words)), expand=False))
+
+
 class Table:
     """Rows under headings, which a terminal shows as far as it is wide.
 
