@@ -9,6 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import hypothesis
 import pytest
 import yaml
 from hypothesis import given
@@ -385,6 +386,7 @@ def test_a_setting_that_is_a_text_keeps_it_as_written(tmp_path: Path) -> None:
     assert [v.name for v in again.variants] == [v.name for v in study.variants]
 
 
+@hypothesis.settings(deadline=None)
 @given(
     st.dictionaries(
         st.text(min_size=1),
