@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -64,17 +65,22 @@ def summaries(runs: pd.DataFrame) -> list[Summary]:
     return found
 
 
+def _from_best(variants: Sequence[Summary]) -> list[Summary]:
+    """The variants with a result, the best first; of equal ones the first in the study."""
+    return sorted((variant for variant in variants if variant.knn_text), key=lambda variant: -variant.knn)
+
+
 def answer(runs: pd.DataFrame) -> str:
     """The result in one sentence: each variant if there are a few, else the ends of the range and what failed."""
     variants = summaries(runs)
     if len(variants) <= 4:
         return "; ".join(variant.sentence for variant in variants) + "."
-    known = sorted((variant for variant in variants if variant.knn_text), key=lambda variant: variant.knn)
+    known = _from_best(variants)
     parts = []
     if known:
-        parts.append(f"of {len(variants)} variants, the best is {known[-1].sentence}")
+        parts.append(f"of {len(variants)} variants, the best is {known[0].sentence}")
     if len(known) > 1:
-        parts.append(f"the lowest is {known[0].sentence}")
+        parts.append(f"the lowest is {known[-1].sentence}")
     for what, verb in (("collapsed", "z collapsed in"), ("diverged", "the loss diverged in")):
         names = [v.name for v in variants if any(outcome.startswith(what) for outcome in v.outcomes)]
         if names:
@@ -89,7 +95,7 @@ def answer(runs: pd.DataFrame) -> str:
 def warnings(runs: pd.DataFrame) -> list[str]:
     """What a reader must know before trusting the numbers, in plain sentences."""
     found = []
-    best = max((variant for variant in summaries(runs) if variant.knn_text), key=lambda v: v.knn, default=None)
+    best = next(iter(_from_best(summaries(runs))), None)
     references = {name: ends for name, ends, _ in reference_values(runs)}
     if best and "raw pixels" in references and best.knn < references["raw pixels"][1]:
         found.append(

@@ -60,7 +60,7 @@ Events = Annotated[
 # A variant, or a pair [A, B]: what A has more than B.
 Operand: TypeAlias = Annotated[
     tuple[str, ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    BeforeValidator(lambda value: value if isinstance(value, tuple | dict) else (value,)),
     Field(min_length=1, max_length=2),
 ]
 

@@ -14,6 +14,18 @@ from experiments.commands import claims, cluster, data, diagnosis, garbage, resu
 from experiments.options import FAILURE, STOPPED, USAGE
 from simsiam.config import SettingsError
 
+# Errors that are the user's, and theirs that are a kind of these. By name: their modules import torch.
+USERS = {
+    "CheckpointError",
+    "DataError",
+    "LeaseLostError",
+    "NonFiniteError",
+    "RankFailedError",
+    "RankLostError",
+    "SlurmError",
+    "StoreError",
+}
+
 app = typer.Typer(
     name="run-ablation",
     help="Ablation studies of SimSiam: run them, see how they stand, report on them.",
@@ -73,10 +85,9 @@ def _clear_errors() -> Iterator[None]:
         sys.exit(FAILURE)
     except OSError as error:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}", FAILURE)
-    except RuntimeError as error:
-        kinds = {kind.__name__ for kind in type(error).__mro__}  # by name: their modules need not be imported
-        if not kinds & {"DataError", "SlurmError", "StoreError", "NonFiniteError", "CheckpointError"}:
-            raise  # a mistake of ours: show it whole
+    except Exception as error:
+        if not USERS.intersection(kind.__name__ for kind in type(error).__mro__):  # a mistake of ours: show it whole
+            raise
         _fail(str(error), FAILURE)
 
 

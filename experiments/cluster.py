@@ -161,7 +161,9 @@ def load_cluster(name: str) -> Cluster:
             )
     document = read(path)
     profile = parse_model(Profile, document, lambda keys: [] if keys else list(Profile.model_fields))
-    cluster = Cluster(path.stem, profile, document)
+    as_written = {key: _as_written(getattr(profile, key), document, key) for key in ("options", "follow_up_options")}
+    cluster = Cluster(path.stem, profile.model_copy(update=as_written), document)
+    profile = cluster.profile
     if profile.device == "cuda" and profile.gpus_per_task == 0:
         raise SettingsError(f"device: cuda needs gpus_per_task of at least 1  [{cluster.at('device')}]")
     if profile.grace >= profile.time_limit * 60:
@@ -180,6 +182,13 @@ def load_cluster(name: str) -> Cluster:
             f" trains at once (cells_per_gpu x gpus_per_task)  [{cluster.at('cpus_per_task')}]"
         )
     return cluster
+
+
+def _as_written(options: dict[str, str | int | bool], document: Document, key: str) -> dict[str, str | int | bool]:
+    """Options of sbatch as the file has them: ``exclude: 010`` is no ten; but true and false are flags."""
+    return {
+        name: value if isinstance(value, bool | str) else document.written[key, name] for name, value in options.items()
+    }
 
 
 def warnings(cluster: Cluster) -> list[str]:

@@ -18,7 +18,16 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's booleans and numbers: ``on`` and ``no`` are texts, ``1e-4`` is a number."""
+    """SafeLoader with YAML 1.2's booleans and numbers: ``on`` and ``no`` are texts, ``1e-4`` is a number.
+
+    Keys are names: texts, as they were written (``0.10`` is not ``0.1``).
+    """
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.tag != f"{_TAG}merge":
+                key.tag = f"{_TAG}str"
+        return super().construct_mapping(node, deep=deep)
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -37,6 +46,16 @@ _Loader.add_implicit_resolver(
 )
 _Loader.add_constructor(f"{_TAG}int", lambda loader, node: int(node.value))  # 010 is ten
 
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes texts which either version of YAML reads as something else."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: yaml.SafeLoader.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
+    for first in yaml.SafeLoader.yaml_implicit_resolvers | _Loader.yaml_implicit_resolvers
+}
+
 # What YAML's constructors raise for a value that is not of its explicit tag, or that is nested beyond reason.
 _UNREADABLE = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError)
 _MAX_NODES = 100_000  # in a document, aliases counted each time
@@ -49,6 +68,7 @@ class Document:
     path: Path
     content: dict[str, Any]
     lines: dict[tuple[str, ...], int] = field(default_factory=dict)
+    written: dict[tuple[str, ...], str] = field(default_factory=dict)  # what stands there for what is not a text
 
     def at(self, *keys: str) -> str:
         """``file:line`` of a value, or of the nearest thing around it that has a line."""
@@ -69,11 +89,23 @@ def parse_model(
 ) -> Model:
     """A document, or the part of it at ``keys``, as a model.
 
+    Where the model wants a text, a number is the text that was written: ``partition: 010``, ``baseline: 0.10``.
     Raises SettingsError: pydantic's findings as lines with the key, the value, what is allowed, file:line.
     ``known_keys`` says which keys there are at a place, for the nearest one to a misspelt one.
     """
+    content = _part(document, keys)
     try:
-        return kind.model_validate(_part(document, keys))
+        try:
+            return kind.model_validate(content)
+        except ValidationError as error:
+            texts: dict[tuple[str, ...], str] = {}
+            for item in error.errors():
+                found = tuple(str(part) for part in item["loc"]) if item["type"] == "string_type" else ()
+                while found and keys + found not in document.written:  # a branch of a union, the only one of a list
+                    found = found[:-1]
+                if found and item["input"] is not None:
+                    texts[found] = document.written[keys + found]
+            return kind.model_validate(_replaced(content, texts))
     except ValidationError as error:
         problems: dict[tuple[str, ...], str] = {}
         for item in error.errors():
@@ -112,10 +144,23 @@ def _part(document: Document, keys: tuple[str, ...]) -> Any:
     return content
 
 
-def parse_value(text: str, origin: str) -> Any:
-    """A value as written on the command line or in a file: ``0.05``, ``true``, ``[0.2, 1]``, ``null``, a text."""
+def _replaced(content: Any, texts: Mapping[tuple[str, ...], str], keys: tuple[str, ...] = ()) -> Any:
+    if keys in texts:
+        return texts[keys]
+    if isinstance(content, dict):
+        return {key: _replaced(value, texts, (*keys, key)) for key, value in content.items()}
+    if isinstance(content, tuple):
+        return tuple(_replaced(value, texts, (*keys, str(index))) for index, value in enumerate(content))
+    return content
+
+
+def parse_value(text: str, origin: str, *, as_text: bool = False) -> Any:
+    """A value as written on the command line: ``0.05``, ``true``, ``[0.2, 1]``, ``null``, a text.
+
+    ``as_text``: whatever stands there is a text, ``010`` too, also in a list.
+    """
     try:
-        return _tuples(yaml.load(text, _Loader))
+        return _tuples(yaml.load(text, yaml.BaseLoader if as_text else _Loader))
     except _UNREADABLE:
         raise SettingsError(
             f"{text[:60]!r} is not a value in YAML's notation (0.05, true, [0.2, 1.0], text)  [{origin}]"
@@ -143,6 +188,11 @@ def read(path: Path) -> Document:
     return _parse(path, text)
 
 
+def dump(content: Mapping[str, Any]) -> str:
+    """A mapping as YAML that :func:`read` gives back, with quotes about every text that would look like a number."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False)
+
+
 @lru_cache(maxsize=256)
 def _parse(path: Path, text: str) -> Document:
     """What a text holds; nobody changes it. Cached, since studies share methods, and parsing takes milliseconds."""
@@ -159,6 +209,7 @@ def _parse(path: Path, text: str) -> Document:
                 raise SettingsError(f"{path}: has more than {_MAX_NODES:,} values (aliases within aliases?)")
             lines.setdefault(keys, line)
         content = loader.construct_document(node)
+        written = dict(_written(node, ()))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
@@ -170,7 +221,7 @@ def _parse(path: Path, text: str) -> Document:
         raise SettingsError(f"{path}: is not YAML that can be read ({type(error).__name__})") from None
     finally:
         loader.dispose()
-    return Document(path, _tuples(content), lines)
+    return Document(path, _tuples(content), lines, written)
 
 
 def _walk(node: yaml.Node, keys: tuple[str, ...], path: Path, depth: int = 0) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -193,6 +244,18 @@ def _walk(node: yaml.Node, keys: tuple[str, ...], path: Path, depth: int = 0) ->
         seen[name] = line
         yield (*keys, name), line
         yield from _walk(value, (*keys, name), path, depth + 1)
+
+
+def _written(node: yaml.Node, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What stands in the file for each number, boolean and null. The document is constructed: no ``<<`` is left."""
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield from _written(item, (*keys, str(index)))
+    elif isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _written(value, (*keys, str(key.value)))
+    elif node.tag != f"{_TAG}str":
+        yield keys, node.value
 
 
 def _tuples(value: Any) -> Any:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from experiments.documents import Document, parse_value, read
-from simsiam.config import Settings, SettingsError, dotted_paths, unknown, validate
+from simsiam.config import Settings, SettingsError, dotted_paths, flatten, unknown, validate
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,9 @@ def layer_from_document(
         including = (*including, document.path.resolve())
     layer: dict[str, Value] = {}
     includes = block.get("include", ())
-    for name in (includes,) if isinstance(includes, str) else includes:
-        file = document.path.parent / str(name)
+    for index, name in enumerate(includes if isinstance(includes, tuple) else (includes,)):
+        place = (*keys, "include", str(index)) if isinstance(includes, tuple) else (*keys, "include")
+        file = document.path.parent / document.written.get(place, str(name))
         if file.resolve() in including:
             chain = " -> ".join(step.name for step in (*including, file.resolve()))
             raise SettingsError(f"include: {chain} goes round in a circle  [{document.at(*keys, 'include')}]")
@@ -95,6 +97,8 @@ def layer_from_document(
         value: Any = settings
         for name in names:
             value = value[name]
+        if wants_text(path):
+            value = document.written.get((*keys, "settings", *names), value)
         own[path] = Value(value, origin)
     check_paths(own)
     if "seed" in own:
@@ -111,6 +115,12 @@ def _leaves(mapping: Mapping[str, Any], names: tuple[str, ...] = ()) -> Iterable
             yield from _leaves(value, (*names, key))
         else:
             yield ".".join((*names, key)), (*names, key)
+
+
+@cache
+def wants_text(path: str) -> bool:
+    """Whether a setting is a text: then ``010`` and ``null`` are texts too."""
+    return isinstance(flatten(Settings()).get(path), str)
 
 
 def check_paths(layer: Layer) -> None:
@@ -131,6 +141,6 @@ def layer_from_command_line(assignments: Iterable[str]) -> Layer:
             raise SettingsError(f"{assignment!r} is not of the form dotted.path=value  [--set]")
         if path == "seed":
             raise SettingsError(f"seed: is chosen with --seeds (e.g. --seeds 5-5)  [{origin}]")
-        layer[path] = Value(parse_value(text, origin), origin)
+        layer[path] = Value(parse_value(text, origin, as_text=wants_text(path)), origin)
     check_paths(layer)
     return layer

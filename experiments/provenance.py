@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,21 +29,30 @@ def code() -> dict[str, Any]:
 
 
 def commit_of(root: Path) -> dict[str, Any]:
-    """The commit of a checkout and whether it was changed since; nothing known of any other folder."""
+    """The commit of a checkout and whether it was changed since; nothing known of any other folder.
+
+    Says so where git does not tell.
+    """
+    if not (root / ".git").exists():  # an installed copy may lie inside somebody else's repository
+        return {"git_commit": None, "git_dirty": None}
+    # A checkout that is another user's is asked all the same: its code runs here anyhow.
+    command = ("git", "-c", f"safe.directory={root}", "-c", "core.fsmonitor=false", "-C", str(root))
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(("git", "-C", str(root), *arguments), capture_output=True, text=True, timeout=10)
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
+            done = subprocess.run((*command, *arguments), capture_output=True, text=True, timeout=10)
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[0]
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reason = str(error)
+        else:
+            if done.returncode == 0:
+                return done.stdout.strip()
+        print(f"{root}: git does not tell its commit, so provenance goes without it: {reason}", file=sys.stderr)
+        return None
 
-    in_checkout = (root / ".git").exists()  # an installed copy may lie inside somebody else's repository
-    changes = git("status", "--porcelain", "--untracked-files=no") if in_checkout else None
-    return {
-        "git_commit": git("rev-parse", "HEAD") if in_checkout else None,
-        "git_dirty": None if changes is None else bool(changes),
-    }
+    commit = git("rev-parse", "HEAD")
+    changes = None if commit is None else git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
 
 
 @cache

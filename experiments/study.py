@@ -20,12 +20,19 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.claims import SCALES, Claim, parse_claims
-from experiments.documents import Document, parse_model, parse_value, read
-from experiments.layers import Layer, Value, check_paths, layer_from_command_line, layer_from_document, resolve
+from experiments.documents import Document, dump, parse_model, parse_value, read
+from experiments.layers import (
+    Layer,
+    Value,
+    check_paths,
+    layer_from_command_line,
+    layer_from_document,
+    resolve,
+    wants_text,
+)
 from experiments.study_figures import Curves, StudyFigure, parse_figures
 from simsiam.config import Settings, SettingsError, config_id, flatten, nearest
 from simsiam.files import write_atomically
@@ -250,7 +257,10 @@ def load_study(name: str) -> Study:
         )
         variants.append(Variant(key, layers, {}, variant.paper, derived, variant.only, variant.against))
     if parsed.grid:
-        axes = {axis: (values, f"grid, {document.at('grid', axis)}") for axis, values in parsed.grid.items()}
+        axes = {
+            axis: (_values_of_axis(document, axis, values), f"grid, {document.at('grid', axis)}")
+            for axis, values in parsed.grid.items()
+        }
         variants = list(_cross(variants, axes))
     variants = _with_baselines(variants, parsed.baseline, document)
     return Study(
@@ -266,6 +276,12 @@ def load_study(name: str) -> Study:
         claims=parse_claims(document, {variant.name: variant.only or SCALES for variant in variants}),
         figures=parse_figures(document, [variant.name for variant in variants]),
     )
+
+
+def _values_of_axis(document: Document, axis: str, values: Sequence[Any]) -> Sequence[Any]:
+    if not wants_text(axis):
+        return values
+    return [document.written.get(("grid", axis, str(index)), value) for index, value in enumerate(values)]
 
 
 def _with_baselines(variants: Sequence[Variant], baseline: str | None, document: Document) -> list[Variant]:
@@ -320,7 +336,7 @@ def grid_study(axes: Sequence[str]) -> Study:
             raise SettingsError(f"{axis!r} is not of the form dotted.path=value,value  [grid]")
         if path in parsed:
             raise SettingsError(f"{path}: is an axis of the grid twice  [{origin}]")
-        parsed[path] = (parse_value(f"[{text}]", origin), origin)
+        parsed[path] = (parse_value(f"[{text}]", origin, as_text=wants_text(path)), origin)
     if not parsed:
         raise SettingsError("grid: at least one axis (dotted.path=value,value) is wanted")
     name = "grid-" + re.sub(r"[^a-z0-9.]+", "-", "-".join(parsed).lower())[:80]
@@ -356,7 +372,9 @@ def _short(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, tuple):
         return f"[{','.join(_short(inner) for inner in value)}]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:  # else two values could have one name
+        return f"{value:g}"
+    return str(value)
 
 
 # --- cells -------------------------------------------------------------------------------------------------------
@@ -431,7 +449,7 @@ def save_grid(study: Study, runs: Path) -> Path:
             plain = list(value.value) if isinstance(value.value, tuple) else value.value
             if plain not in axes.setdefault(setting, []):
                 axes[setting].append(plain)
-    text = yaml.safe_dump({"title": study.title, "grid": axes}, sort_keys=False)
+    text = dump({"title": study.title, "grid": axes})
     path = runs / "grids" / f"{study.name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(text), aside=str(os.getpid()), mode="w")

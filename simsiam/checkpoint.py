@@ -23,6 +23,27 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be used, and why."""
 
 
+def load_tensors(path: Path) -> Any:
+    """What torch.save wrote into a file, on the CPU: tensors and plain values only, so a stranger's file is safe.
+
+    Raises OSError for a file that cannot be read, ValueError, with the reason in one line, for one that does not load.
+    """
+    with open(path, "rb") as file:
+        try:
+            if zipfile.is_zipfile(file):  # torch does not look at the checksums that it writes
+                with zipfile.ZipFile(file) as archive:
+                    damaged = archive.testzip()
+                if damaged is not None:
+                    raise ValueError(f"{damaged} is damaged")
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can raise anything
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            if isinstance(error, pickle.UnpicklingError) or not isinstance(error, ValueError | RuntimeError | OSError):
+                reason = "it is cut off or damaged, or holds more than tensors and plain values"
+            raise ValueError(reason) from None
+
+
 def save(folder: Path, state: State, attempt: int) -> None:
     """Publish ``state`` as the newest checkpoint. At every moment the newest or the one before is whole."""
     newest = folder / NEWEST
@@ -45,7 +66,7 @@ def step(folder: Path) -> int | None:
     for name in (NEWEST, PREVIOUS):
         try:
             return int(torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)["step"])
-        except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError):
+        except Exception:  # a damaged pickle can raise anything
             continue
     return None
 
@@ -54,7 +75,7 @@ def bytes_for_training(folder: Path) -> int:
     """How much of the newest checkpoint only further training needs, without reading it; 0 if there is none."""
     try:
         state = torch.load(folder / NEWEST, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+    except Exception:  # a damaged pickle can raise anything
         return 0
     return sum(
         value.numel() * value.element_size()
@@ -83,17 +104,13 @@ def load(folder: Path) -> State | None:
     """
     for name in (NEWEST, PREVIOUS):
         try:
-            with zipfile.ZipFile(folder / name) as archive:  # torch does not look at the checksums that it writes
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise zipfile.BadZipFile(f"{damaged} is damaged")
-            state: State = torch.load(folder / name, map_location="cpu", weights_only=True)
+            state = load_tensors(folder / name)
         except FileNotFoundError:
             continue
-        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-            print(f"{folder / name} does not load ({str(error).splitlines()[0]}); trying the one before", flush=True)
+        except (OSError, ValueError) as error:
+            print(f"{folder / name} does not load ({error}); trying the one before", flush=True)
             continue
-        if state.pop("format", None) != FORMAT:
+        if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
             raise CheckpointError(f"{folder / name} was written by another version of this program")
         return state
     return None

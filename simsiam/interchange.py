@@ -5,7 +5,6 @@ Only tensors and plain values are unpickled (``weights_only``), so a stranger's 
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from simsiam.backbones import make_backbone
+from simsiam.checkpoint import load_tensors
 from simsiam.config import Settings, validate
 from simsiam.heads import make_predictor, make_projector
 from simsiam.siamese import Siamese
@@ -54,6 +54,8 @@ def import_release(source: Path | Mapping[str, Any]) -> tuple[dict[str, Any], St
     bias = weights.pop(f"projector.{output}.bias", None)
     _compare(weights, validate(flat))
     if bias is not None:
+        if bias.shape != weights[f"projector.{output + 1}.running_mean"].shape:
+            raise _not_release(f"its encoder.fc.{output}.bias has the shape {tuple(bias.shape)}")
         weights[f"projector.{output + 1}.running_mean"] -= bias
     return flat, weights
 
@@ -63,14 +65,20 @@ def _release_state(source: Path | Mapping[str, Any]) -> StateDict:
     checkpoint: Any = source
     if isinstance(source, Path):
         try:
-            checkpoint = torch.load(source, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise ValueError(f"{source} does not load: {reason}") from None
+            checkpoint = load_tensors(source)
+        except ValueError as error:
+            raise ValueError(f"does not load: {error}") from None
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise _not_release("it has no 'state_dict' of tensors")
     state = {str(name).removeprefix("module."): value for name, value in weights.items()}
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_quantized:
+            raise _not_release(f"its {name} is no plain tensor of numbers")
+        if value.is_floating_point() == name.endswith(".num_batches_tracked"):  # BN's only whole number
+            raise _not_release(f"its {name} is of {value.dtype}; weights of floating-point numbers are wanted")
+        if not value.float().isfinite().all():
+            raise _not_release(f"its {name} has values that are not finite")
     if strange := [name for name in state if not name.startswith(("encoder.", "predictor."))]:
         raise _not_release(f"its state_dict has {strange[0]!r}, which is neither of the encoder nor of the predictor")
     return state
@@ -88,7 +96,7 @@ def _release_settings(state: StateDict) -> dict[str, Any]:
         )
     fc = r"encoder\.fc\.(\d+)\.weight"
     layers = sorted(int(match[1]) for name in state if (match := re.fullmatch(fc, name)) and state[name].dim() == 2)
-    if not layers or "predictor.0.weight" not in state:
+    if not layers or "predictor.0.weight" not in state or state["predictor.0.weight"].dim() != 2:
         raise _not_release("it has no projector (encoder.fc.0) or no predictor (predictor.0)")
     hidden, output = state[f"encoder.fc.{layers[0]}.weight"], state[f"encoder.fc.{layers[-1]}.weight"]
     return {

@@ -370,8 +370,8 @@ def _decode(images: FileSplit, index: int) -> Tensor:
 def _shared(pixels: Tensor) -> Tensor | NDArray[np.uint8]:
     """In shared memory if that has room (a container's /dev/shm often has 64 MB); else an array, sent through a pipe.
 
-    Here, where a failure can be answered: torch would do the same in its sending thread. Asked for room beforehand, since
-    torch 2.14 may damage the heap where it finds too little.
+    Here, where a failure can be answered: torch would do the same in its sending thread. Room is asked for beforehand,
+    since a failure inside torch may leave its heap damaged.
     """
     if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free < 2 * pixels.nbytes:
         return pixels.numpy()

@@ -140,6 +140,28 @@ def test_sbatch_s_words_lead_to_a_line(said: str, key: str, tmp_path: Path) -> N
     assert f"{path}:{line}]" in str(explained(said, cluster))
 
 
+def test_options_are_texts_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "partition: 010\naccount: 1e3\ntime_limit: 1:30:00\nsetup: [12, ulimit]\n"
+        "options: {exclude: 010, reservation: 0012, licenses: 1.50, exclusive: true, x11: off, begin: 16:00, nice: 7}\n"
+        "follow_up_options: {partition: 0x1, priority: 08}\n"
+    )
+    profile = load_cluster(str(path)).profile
+    assert (profile.partition, profile.account, profile.time_limit) == ("010", "1e3", 90)
+    assert profile.setup == ("12", "ulimit")
+    assert profile.options == {
+        "exclude": "010",
+        "reservation": "0012",
+        "licenses": "1.50",
+        "exclusive": True,
+        "x11": "off",
+        "begin": "16:00",
+        "nice": "7",
+    }
+    assert profile.follow_up_options == {"partition": "0x1", "priority": "08"}
+
+
 def test_a_dry_run_shows_the_script_and_writes_nothing(command: Command, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(
         "partition: p\ngpus_per_task: 2\ncells_per_gpu: 2\nmemory: 7G\noptions: {nice: 5}\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from experiments.cli import main
 from experiments.methods import load_method
 from simsiam.config import Settings, flatten, validate
 from simsiam.interchange import export_detectron2, export_torchvision, import_release
@@ -180,7 +183,7 @@ def test_parameter_count_of_the_paper_s_network_is_the_release_s() -> None:
     with torch.device("meta"):
         release = Release("resnet50", dim=2048, hidden_dim=512)
     flat, _ = import_release(
-        {"state_dict": {f"module.{k}": torch.empty(v.shape) for k, v in release.state_dict().items()}}
+        {"state_dict": {f"module.{k}": torch.zeros(v.shape, dtype=v.dtype) for k, v in release.state_dict().items()}}
     )
     ours = Siamese(validate(flat), 3)
     count = sum(weight.numel() for weight in release.parameters())
@@ -226,6 +229,98 @@ def test_files_that_do_not_load_are_refused(tmp_path: Path) -> None:
         import_release(path)
     with pytest.raises(FileNotFoundError):
         import_release(tmp_path / "missing")
+
+
+@pytest.fixture(scope="module")
+def release_state() -> dict[str, Tensor]:
+    return dict(Release("resnet18", dim=16, hidden_dim=8).checkpoint()["state_dict"])
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_that_was_cut_off_is_said_to_be_no_checkpoint(
+    zipped: bool, release_state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """Wherever the cut is; torch's errors for it are IndexError, struct.error, EOFError, OSError and others."""
+    # A few numbers of each weight: what matters is where the pickles and the records end.
+    path = tmp_path / "whole.pth.tar"
+    small = {name: value.flatten()[:4].clone() for name, value in release_state.items()}
+    torch.save({"epoch": 100, "state_dict": small}, path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    cut = tmp_path / "cut.pth.tar"
+    for end in {*range(40), *range(40, len(content), 1777), *range(len(content) - 40, len(content), 3)}:
+        cut.write_bytes(content[:end])
+        with pytest.raises(ValueError, match="does not load") as error:
+            import_release(cut)
+        assert "\n" not in str(error.value)
+
+
+class _Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("this must never be printed",)
+
+
+def _with(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], Any]:
+    return lambda state: {"state_dict": {**state, f"module.{name}": change(state[f"module.{name}"])}}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda state: {"state_dict": {**state, "code": _Code()}}, "more than tensors and plain values"),
+        (lambda state: [1, 2], "no 'state_dict' of tensors"),
+        (lambda state: {"state_dict": {"module.encoder.conv1.weight": 3.0}}, "no 'state_dict' of tensors"),
+        (lambda state: {"state_dict": {}}, r"\(0, 0, 0, 0\) basic blocks"),
+        (_with("encoder.conv1.weight", lambda w: (w * 100).to(torch.int8)), "encoder.conv1.weight is of torch.int8"),
+        (_with("encoder.conv1.weight", lambda w: w.to(torch.complex64)), "encoder.conv1.weight is of torch.complex64"),
+        (_with("encoder.conv1.weight", lambda w: w.to_sparse()), "no plain tensor"),
+        (_with("encoder.layer4.1.bn2.running_mean", lambda w: w * torch.nan), "running_mean has .* not finite"),
+        (_with("encoder.conv1.weight", lambda w: w.double() * 1e300), "not finite"),  # in single precision
+        (_with("encoder.conv1.weight", lambda w: w[:, :1]), r"conv1.weight: \(64, 1, 7, 7\)"),
+        (_with("predictor.0.weight", lambda w: w.sum()), "no predictor"),
+        (_with("predictor.0.weight", lambda w: w[:0]), "predictor.hidden_dim"),
+        (_with("encoder.fc.6.bias", lambda w: w[:3]), r"encoder.fc.6.bias has the shape \(3,\)"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_is_no_whole_checkpoint_of_weights_is_refused(
+    make: Callable[[dict[str, Tensor]], Any],
+    message: str,
+    zipped: bool,
+    release_state: dict[str, Tensor],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "strange.pth.tar"
+    torch.save(make(release_state), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=message) as error:
+        import_release(path)
+    assert "\n" not in str(error.value)
+    assert "never" not in capsys.readouterr().out
+
+
+def test_import_refuses_a_broken_file_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("read.me", "no weights")
+    (tmp_path / "cut").write_bytes(b"\x80\x02\x8a")  # how torch's older format begins
+    (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
+    for name, code in (("other.zip", 2), ("cut", 2), ("empty", 2), ("folder", 1), ("nothing", 1)):
+        monkeypatch.setattr(sys, "argv", ["run_ablation.py", "import", name, "imported", "--scale", "smoke"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        told = capsys.readouterr().err
+        assert (ended.value.code, len(told.splitlines())) == (code, 1), told
+        assert told.startswith("error: ")
+        assert name in told
+        assert not (tmp_path / "imported").exists()
+
+
+def test_half_precision_is_welcome(release_state: dict[str, Tensor]) -> None:
+    half = {name: value.half() if value.is_floating_point() else value for name, value in release_state.items()}
+    assert import_release({"state_dict": half})[1]["backbone.conv1.weight"].dtype == torch.float16
 
 
 # --- for torchvision and detectron2 ------------------------------------------------------------------------------

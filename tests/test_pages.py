@@ -142,6 +142,17 @@ def test_many_variants_are_summed_up(tmp_path: Path) -> None:
     assert answer.endswith("no result yet for batch 2048, batch 4096.")
 
 
+def test_of_equal_variants_the_first_is_the_best_everywhere(tmp_path: Path) -> None:
+    configs = [settings(batch_size=2 ** (i + 1)) for i in range(6)]
+    for i, config in enumerate(configs):
+        write_run(tmp_path / "runs", config, 0, knn=(30, 40, 40, 20, 20, 35)[i])
+    variants = [variant(f"batch {config.batch_size}", config, 0) for config in configs]
+    _, runs = gather(variants, tmp_path / "runs")
+    assert "the best is batch 4: " in summary.answer(runs)
+    assert "the lowest is batch 32: " in summary.answer(runs)
+    assert "Even the best variant (batch 4, " in " ".join(summary.warnings(runs))
+
+
 def test_mixed_code_and_a_useless_network_are_warned_of(tmp_path: Path) -> None:
     write_run(tmp_path, WITH, 0, knn=52)
     folder = write_run(tmp_path, WITH, 1, knn=40)

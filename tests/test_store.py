@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiments import store
+from experiments import cli, store
+from experiments.provenance import commit_of
 from experiments.store import Attempt, Heartbeats, LeaseLostError, RunFolder, StoreError
 from simsiam import metrics
 from simsiam.config import Settings, SettingsError, run_id, validate
+from simsiam.data import _StaleError
+from simsiam.distributed import RankLostError
 from tests.conftest import ROOT, SMALL
 
 Small = Callable[..., Settings]
@@ -246,3 +249,45 @@ def test_settings_are_frozen() -> None:
         validate(SMALL).seed = 1  # type: ignore[misc]
     with pytest.raises(SettingsError):
         validate({"nothing": 1})
+
+
+def test_another_user_s_checkout_tells_its_commit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org")
+    (tmp_path / "file").write_text("1")
+    for arguments in (("init",), ("add", "file"), ("commit", "-m", "one")):
+        subprocess.run((*git, *arguments), check=True, capture_output=True)
+    head = subprocess.run((*git, "rev-parse", "HEAD"), check=True, capture_output=True, text=True).stdout.strip()
+    if os.geteuid() == 0:
+        for path in (tmp_path, *tmp_path.rglob("*")):
+            os.chown(path, 12345, 12345)
+    assert commit_of(tmp_path) == {"git_commit": head, "git_dirty": False}
+    (tmp_path / "file").write_text("22")
+    assert commit_of(tmp_path) == {"git_commit": head, "git_dirty": True}
+    assert capsys.readouterr().err == ""
+    (tmp_path / ".git" / "HEAD").write_text("nonsense")
+    assert commit_of(tmp_path) == {"git_commit": None, "git_dirty": None}
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert str(tmp_path) in told
+
+
+@pytest.mark.parametrize("kind", [type("OfStore", (StoreError,), {}), _StaleError, LeaseLostError, RankLostError])
+def test_a_user_s_error_and_every_kind_of_it_is_one_line(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise kind("what is wrong")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code, capsys.readouterr().err) == (1, "error: what is wrong\n")
+
+
+def test_a_mistake_of_ours_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        cli.main()

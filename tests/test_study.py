@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import tempfile
 import time
 from pathlib import Path
 
+import hypothesis
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
 
+from experiments.console import Table, make_console
+from experiments.documents import dump, read
+from experiments.layers import layer_from_command_line
 from experiments.plan import average_bytes, estimate, make_plan, num_parameters
 from experiments.study import (
     SCALES,
@@ -280,3 +291,162 @@ def test_cells_begin_by_seed_and_long_ones_first(tmp_path: Path) -> None:
         assert seconds == sorted(seconds, reverse=True)
     assert {planned.run_id for planned in made.unique()} == {planned.run_id for planned in made.cells}
     assert begun[0][1] == 800
+
+
+NAMES = [
+    "0.1",
+    "0.10",
+    "1e3",
+    "1000",
+    "0x10",
+    "010",
+    "yes",
+    "on",
+    "no",
+    "off",
+    "null",
+    "~",
+    "true",
+    "True",
+    "2020-01-01",
+    "1:30",
+]
+
+
+def test_names_are_texts_as_they_were_written(tmp_path: Path) -> None:
+    """Variants, what refers to them, claims: none is read as a number, so none takes another's name."""
+    variants = [f"  {name}: {{settings: {{optimizer.lr: {0.01 * (i + 1)}}}}}" for i, name in enumerate(NAMES)]
+    listed = [name for name in NAMES if name not in ("null", "~")]
+    (tmp_path / "mine.yaml").write_text(
+        "\n".join(
+            [
+                "title: 2020",
+                "baseline: 0.10",
+                "seeds: {smoke: 2}",
+                "variants:",
+                *variants,
+                "  last: {against: 010, only: smoke, settings: {epochs: 3}}".replace("smoke", "[smoke]"),
+                "figures:",
+                "  - {kind: sweep, setting: optimizer.lr, base: 0.10}",
+                "claims:",
+                "  1.50:",
+                "    says: 007",
+                "    scales: [smoke]",
+                "    checks:",
+                f"      - {{kind: same, of: [{', '.join(listed)}], within: 1}}",
+                "      - {kind: order, higher: 0.10, lower: 0.1, by: 1}",
+                "      - {kind: order, higher: [0.10, 1e3], lower: [0.1, 010], by: 1}",
+                "      - {kind: trend, across: [0.10, yes, true], direction: rises, by: 1}",
+                "      - {kind: event, of: 0x10, event: healthy}",
+            ]
+        )
+    )
+    study = load_study(str(tmp_path / "mine.yaml"))
+    assert [variant.name for variant in study.variants] == [*NAMES, "last"]
+    assert study.title == "2020"
+    assert [variant.against for variant in study.variants] == ["0.10", None, *["0.10"] * (len(NAMES) - 2), "010"]
+    cells = make_cells(study, load_scale("smoke"), [0])
+    rates = {cell.variant: cell.settings.optimizer.lr for cell in cells}
+    assert [rates[name] for name in NAMES] == pytest.approx([0.01 * (i + 1) for i in range(len(NAMES))])
+    (claim,) = study.claims
+    assert (claim.name, claim.says) == ("1.50", "007")
+    same, order, pairs, trend, event = claim.checks
+    assert same.variants() == listed
+    assert order.variants() == ["0.10", "0.1"]
+    assert pairs.variants() == ["0.10", "1e3", "0.1", "010"]
+    assert trend.variants() == ["0.10", "yes", "true"]
+    assert event.variants() == ["0x10"]
+
+
+def test_a_value_that_merges_in_is_a_text_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "title: Mine\nvariants:\n  a: &a {against: 0.10, settings: {epochs: 2}}\n"
+        "  b: {<<: *a, settings: {epochs: 3}}\n  0.1: {}\n  0.10: {settings: {epochs: 4}}\n"
+    )
+    variants = load_study(str(tmp_path / "mine.yaml")).variants
+    assert [(v.name, v.against) for v in variants] == [("a", "0.10"), ("b", "0.10"), ("0.1", "a"), ("0.10", "a")]
+
+
+def test_points_of_a_grid_that_are_almost_the_same_have_names_of_their_own() -> None:
+    names = [variant.name for variant in grid_study(["optimizer.lr=0.05000001,0.05,0.1,1e-4"]).variants]
+    assert names == ["optimizer.lr=0.05000001", "optimizer.lr=0.05", "optimizer.lr=0.1", "optimizer.lr=0.0001"]
+
+
+def test_a_setting_that_is_a_text_keeps_it_as_written(tmp_path: Path) -> None:
+    for name in ("010", "1e3", "null"):
+        (tmp_path / "mine.yaml").write_text(
+            f"title: Mine\nvariants: {{a: {{settings: {{data: {{name: folder, storage: memory, path: {name}}}}}}}}}\n"
+        )
+        (cell,) = make_cells(load_study(str(tmp_path / "mine.yaml")), load_scale("smoke"), [0])
+        assert cell.settings.data.path == name
+        assert layer_from_command_line([f"data.path={name}"])["data.path"].value == name
+    study = grid_study(["data.path=010,1e3,08,x"])
+    again = load_study(str(save_grid(study, tmp_path)))
+    assert [v.point["data.path"].value for v in again.variants] == ["010", "1e3", "08", "x"]
+    assert [v.name for v in again.variants] == [v.name for v in study.variants]
+
+
+@hypothesis.settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.text(min_size=1),
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        min_size=1,
+    )
+)
+def test_what_is_written_is_read_back_the_same(content: dict[str, object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "written.yaml"
+        path.write_text(dump(content), encoding="utf-8")
+        assert read(path).content == content
+        assert yaml.safe_load(path.read_text(encoding="utf-8")) == content  # run folders are read by other programs
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[("1e-4", 1e-4), ("1E3", 1000.0), ("1.", 1.0), (".5", 0.5), ("-.inf", -float("inf")), ("010", 10), ("-3", -3)],
+        *[("true", True), ("False", False), ("null", None), ("~", None), ("", None)],
+        *[
+            (text, text)
+            for text in ("yes", "no", "on", "Off", "y", "0x10", "0b1", "1_000", "1:30:00", "2020-01-01", "1e")
+        ],
+    ],
+)
+def test_what_a_scalar_without_quotes_is(text: str, value: object, tmp_path: Path) -> None:
+    """YAML 1.2's core schema, of its whole numbers the decimal ones."""
+    (tmp_path / "a.yaml").write_text(f"a: {text}\n")
+    found = read(tmp_path / "a.yaml").content["a"]
+    assert (found, type(found)) == (value, type(value))
+
+
+ROWS = [
+    ("1", "with stop-gradient", "done (healthy)", "84.1", "f428dcf71bb9-s0"),
+    ("2", "without stop-gradient", "done (collapsed)", "10.0", "87547083b55b-s0"),
+]
+
+
+@pytest.mark.parametrize("width", [200, 120, 80, 60, 50, 40, 30, 20])
+def test_a_table_breaks_no_word_on_a_narrow_terminal(width: int) -> None:
+    """Columns go by importance; where the last ones do not fit either, a row is a record."""
+    table = Table("#>", "variant", "state", "kNN %>", "run", optional=("run", "#"))
+    for row in ROWS:
+        table.add_row(*row)
+    console = Console(width=width, force_terminal=True, no_color=True, color_system=None, file=io.StringIO())
+    console.print(table)
+    text = console.file.getvalue()
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    words = text.split()
+    for row in ROWS:
+        for cell in row[1:4]:
+            for word in cell.split():
+                assert word in words, text
+    assert ("f428dcf71bb9-s0" in words) == (width >= 60 or width < 40)  # a record has everything
+    assert ("variant:" in words) == (width < 40)
+
+
+def test_a_pipe_gets_each_row_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    table = Table("variant", "state", optional=("state",))
+    table.add_row("a long name " * 60, "done")
+    make_console().print(table)
+    assert re.search(r"(a long name +){60}.*done", capsys.readouterr().out)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from experiments.console import make_console, print_json, say
+from experiments.console import make_console, print_json, print_prose, say
 from experiments.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -80,10 +80,10 @@ def _print(study: Study, verdicts: list[Verdict]) -> None:
     console.print(f"{study.name}: {study.title}{f' ({study.where})' if study.where else ''}", style="bold")
     for verdict in verdicts:
         where = f" ({verdict.claim.where})" if verdict.claim.where else ""
-        console.print(f"  {verdict.label.upper()}  {verdict.claim.says}{where}", soft_wrap=True)
+        print_prose(console, f"  {verdict.label.upper()}  {verdict.claim.says}{where}")
         for text in (verdict.reading, *verdict.notes, verdict.conclusion):
             if text:
-                console.print(f"      {text}", soft_wrap=True)
+                print_prose(console, f"      {text}")
     for sentence in kinds(verdicts):
-        console.print(f"  {sentence}", soft_wrap=True)
+        print_prose(console, f"  {sentence}")
     console.print("" if verdicts else "  No claims are made.\n")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.console import count, make_console, make_table, print_json
+from experiments.console import Table, count, make_console, print_json, print_prose
 from experiments.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -86,7 +86,7 @@ def _run_folder(target: str, runs: Path) -> Path | None:
 
 
 def _print_table(diagnoses: list[Diagnosis], names: dict[str, str]) -> None:
-    table = make_table("run", "verdict", "set in at epoch>", "also")
+    table = Table("run", "verdict", "set in at epoch>", "also", optional=("also", "set in at epoch"))
     for each in diagnoses:
         epoch = "" if each.epoch != each.epoch else f"{each.epoch:.2f}"
         table.add_row(
@@ -99,7 +99,7 @@ def _print_one(diagnosis: Diagnosis, name: str, note: str) -> None:
     console = make_console()
     at = diagnosis.step == diagnosis.step  # not NaN
     since = f", from step {diagnosis.step:,.0f} (epoch {diagnosis.epoch:.2f}) on" if at else ""
-    lines = [f"\n{name}: {diagnosis.verdict}{since}", *(f"  {sentence}" for sentence in diagnosis.evidence)]
+    lines = ["", f"{name}: {diagnosis.verdict}{since}", *(f"  {sentence}" for sentence in diagnosis.evidence)]
     lines += [f"  Also {one.verdict}: {' '.join(one.evidence)}" for one in diagnosis.also]
     if diagnosis.causes:
         lines += ["  Usual causes that this run's settings show:"]
@@ -109,7 +109,8 @@ def _print_one(diagnosis: Diagnosis, name: str, note: str) -> None:
         lines += [f"    {cause.sentence}" for cause in diagnosis.other_causes]
     if note:
         lines += [f"  About its folder: {note}"]
-    console.print("\n".join(lines), soft_wrap=True)
+    for line in lines:
+        print_prose(console, line)
 
 
 def compare(
@@ -146,7 +147,7 @@ def compare(
 
 def _print_differences(differing: pd.DataFrame, rows: pd.DataFrame) -> None:
     console = make_console()
-    table = make_table("run", "state", "outcome", "kNN %>", *differing.columns)
+    table = Table("run", "state", "outcome", "kNN %>", *differing.columns)
     for (_, row), (_, values) in zip(rows.iterrows(), differing.iterrows(), strict=True):
         outcome = row["outcome"] if isinstance(row["outcome"], str) else ""
         knn = row["final_knn_top1"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from experiments.console import count, make_console, make_table, say
+from experiments.console import Table, count, make_console, print_prose, say
 from experiments.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -164,8 +164,8 @@ def _print_report(files: ReportFiles, *, brief: bool) -> None:
         return
     console.print(f"\n{files.answer}\n")
     for verdict in files.verdicts:
-        console.print(f"{verdict.label}: {verdict.claim.says} {verdict.conclusion}".rstrip(), soft_wrap=True)
-    table = make_table(*files.table.headings())
+        print_prose(console, f"{verdict.label}: {verdict.claim.says} {verdict.conclusion}".rstrip())
+    table = Table(*files.table.headings())
     for row in files.table.lines():
         table.add_row(*row)
     console.print(table)

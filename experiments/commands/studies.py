@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from experiments.console import about, count, make_console, make_table, print_json, say
+from experiments.console import Table, about, count, make_console, print_json, say
 from experiments.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -84,7 +84,7 @@ def list_studies(
         return print_json({"scale": chosen.name, "studies": rows})
     console = make_console()
     console.print(f"Scale {chosen.name}: {chosen.description}.\n", highlight=False)
-    table = make_table("study", "reproduces", "in the paper", "cells>", "time>")
+    table = Table("study", "reproduces", "in the paper", "cells>", "time>", optional=("in the paper", "cells"))
     for row in rows:
         table.add_row(row["study"], row["title"], row["where"], str(row["cells"]), about(row["seconds"]))
     console.print(table)
@@ -114,7 +114,7 @@ def plan(
     if as_json:
         return print_json({**plan_json(made), "seconds": seconds, "bytes": size})
     console = make_console()
-    table = make_table("study", "variant", "seed>", "run", "state")
+    table = Table("study", "variant", "seed>", "run", "state", optional=("run", "study"))
     for planned in made.cells:
         run = "(after `data prepare`)" if made.unprepared else planned.run_id
         state = statuses[planned.run_id].state
@@ -220,7 +220,9 @@ def _print_overview(made: Plan, overview: Overview, console: Console) -> None:
 
     headings = ["#>", "study", "variant", "seed>", "state", "epoch>", "loss>", "std x sqrt(d)>", "kNN %>", "time>"]
     on_slurm = any(row.slurm for row in overview.rows)
-    table = make_table(*headings, "left>", "attempt>", "host", *(["SLURM"] if on_slurm else []), "run")
+    headings += ["left>", "attempt>", "host", *(["SLURM"] if on_slurm else []), "run"]
+    optional = ("attempt", "run", "host", "time", "study", "std x sqrt(d)", "loss", "left", "SLURM", "#", "epoch")
+    table = Table(*headings, optional=optional)
     for index, row in enumerate(overview.rows, start=1):
         seen, outcome = row.seen, f" ({row.status.result['outcome']})" if row.status.result else ""
         last = f", last seen {seen['beat_at']}" if row.state == "lost" and "beat_at" in seen else ""
@@ -287,7 +289,7 @@ def show_config(
         return print_json(
             {path: {"value": value, "origin": origins.get(path, "default")} for path, value in values.items()}
         )
-    table = make_table("setting", "value", "origin", "meaning")
+    table = Table("setting", "value", "origin", "meaning", optional=("meaning", "origin"))
     for path, value in values.items():
         text = "null" if value is None else json.dumps(value)
         table.add_row(path, text, origins.get(path, "default"), description(path))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from experiments.console import count, make_console, make_table, print_json, say
+from experiments.console import Table, count, make_console, print_json, say
 from experiments.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -96,7 +96,7 @@ def evaluate(
         results[run.run_id] = evaluate_run(Evaluation(run, settings, data, PROTOCOLS[name], device), ranks, tell)
     if as_json:
         return print_json({"protocol": name, "runs": results})
-    table = make_table("study", "variant", "seed>", "top-1 %>", "top-5 %>", "run")
+    table = Table("study", "variant", "seed>", "top-1 %>", "top-5 %>", "run", optional=("run", "study", "top-5 %"))
     for label, variant, seed, run, _ in rows:
         found = results.get(run.run_id)
         numbers = [f"{found['top1']:.1f}", f"{found['top5']:.1f}"] if found else ["-", "-"]
