@@ -109,11 +109,17 @@ def plot_training(
         return figure
 
 
-def make_groups(runs: pd.DataFrame, hue: str | None = None) -> list[Group]:
-    """What will be drawn in one colour each, in order: that of a categorical column, of numbers, or of first sight."""
+def column_of(runs: pd.DataFrame, hue: str | None) -> str:
+    """``hue``, or the column that tells curves apart where none is named. Raises ValueError if there is no such one."""
     hue = hue or ("variant" if "variant" in runs else "config")
     if hue not in runs:
         raise ValueError(f"hue: {hue!r} is not a column of the runs ({', '.join(map(str, runs.columns))})")
+    return hue
+
+
+def make_groups(runs: pd.DataFrame, hue: str | None = None) -> list[Group]:
+    """What will be drawn in one colour each, in order: that of a categorical column, of numbers, or of first sight."""
+    hue = column_of(runs, hue)
     values = list(pd.unique(runs[hue].dropna()))
     if isinstance(runs[hue].dtype, pd.CategoricalDtype):
         values = [value for value in runs[hue].cat.categories if value in values]

@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.figures import Group, draw_panel, legend_columns, make_groups, points_by_run, spread
+from analysis.results import counts
 from analysis.run_files import is_number, read_object
 
 Numbers = dict[str, dict[str, list[float]]]  # by protocol, by label of the group: top-1 (percent), one a seed
@@ -39,8 +40,9 @@ def linear_numbers(runs: pd.DataFrame, hue: str | None = None) -> Numbers:
     """The linear evaluations of runs, as of :data:`Numbers`; diverged runs have none."""
     folders = dict(zip(runs["run"], runs["path"], strict=True))
     numbers: Numbers = {}
+    counted = set(runs.loc[counts(runs), "run"])
     for group in make_groups(runs, hue):
-        for run in group.runs:
+        for run in (name for name in group.runs if name in counted):
             for protocol, top1 in load_linear(Path(folders[run])).items():
                 numbers.setdefault(protocol, {}).setdefault(group.label, []).append(top1)
     return numbers

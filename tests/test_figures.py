@@ -14,11 +14,17 @@ import scipy.stats
 from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 
-from analysis import gallery, load_runs, plot_linear, plot_map, plot_spectra, plot_training, style
+from analysis import gallery, load_runs, plot_linear, plot_map, plot_spectra, plot_training, style, summary
+from analysis.evidence import Evidence
 from analysis.figures import LABELS
+from analysis.formats import DASH
+from analysis.linear_figure import linear_numbers
 from analysis.map_figure import load_embeddings, project
+from analysis.page import run_lines
 from analysis.report import ReportFiles, ReportVariant, gather, report
 from analysis.spectrum_figure import LOWEST, geometric_mean, load_spectra
+from analysis.study_table import estimate_entry
+from analysis.sweeps import plot_sweep
 from experiments.study import PaperResult, Study, load_study, study_names
 from experiments.study_figures import CURVES, FIG_2, KINDS, Curves, Linear, Map, Spectrum, StudyFigure, Sweep
 from simsiam.config import SettingsError, config_id
@@ -227,6 +233,54 @@ def test_texts_do_not_overlap_and_stay_inside(geometry: Path, width: float) -> N
             assert not overlaps(figure)
             boxes = [ax.get_tightbbox() for ax in figure.axes]
         assert all(box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1 for box in boxes)
+
+
+@pytest.fixture
+def diverged(tmp_path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One seed that diverged, at 20 %, with all that is logged, and one that ended at 80 %: points, runs."""
+    for seed, (kind, top1) in enumerate([("diverged", 20.0), ("healthy", 80.0)]):
+        folder = write_run(tmp_path, WITH, seed, kind)
+        write_geometry(folder, seed, rank=2 if kind == "diverged" else 100)
+        result = json.loads((folder / "result.json").read_text())
+        result["final"]["knn_top1"] = top1
+        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "linear-features.json").write_text(json.dumps({"top1": top1, "protocol": {}}))
+    return load(tmp_path)
+
+
+def test_a_seed_that_diverged_counts_nowhere(diverged: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    points, runs = diverged
+    (line,) = (line for line in plot_sweep(runs, "batch_size").axes[0].lines if line.get_marker() == "o")
+    assert line.get_xydata().tolist() == [[256.0, 80.0]]
+    assert linear_numbers(runs) == {"features": {"with": [80.0]}}
+    drawn = {drawing.name: drawing for drawing in gallery.drawings(ALL, points, runs, {})}
+    assert "with 80.0 %" in drawn["figure-sweep-batch-size"].alt
+    assert "Runs that diverged are left out." in drawn["figure-sweep-batch-size"].caption
+    assert "kNN 80.0 %" in drawn["figure"].alt
+    assert "features, with 80.0 %" in drawn["figure-linear"].alt
+    ended = points[points["run"] == runs.loc[runs["outcome"] == "healthy", "run"].item()]
+    cosine = ended["positive_cosine"].dropna().iloc[-1]
+    assert f"positive cosine {cosine:.3g}" in drawn["figure-positive-cosine-predictor-alignment"].alt
+    assert "above 1 % of it up to rank 2," not in drawn["figure-spectrum"].alt + ","
+    assert "with seed 1." in drawn["figure-map"].caption
+    for drawing in drawn.values():
+        assert drawing.draw is not None
+        drawing.draw(style.ONE_COLUMN).draw_without_rendering()
+    assert estimate_entry(runs, "final_knn_top1", 1, 2).text == "80.0 (1 of 2)"
+    assert Evidence(points, runs).finals("with", "knn_top1") == {1: 80.0}
+    assert "kNN top-1 80.0 %" in summary.answer(runs)
+    assert [line["knn"] for line in run_lines(runs, Path.cwd())] == [DASH, "80.0"]
+
+
+def test_where_all_seeds_diverged_the_figures_say_so(diverged: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    points, runs = diverged
+    runs = runs[runs["outcome"] == "diverged"]
+    points = points[points["run"].isin(runs["run"])]
+    drawn = {drawing.name: drawing for drawing in gallery.drawings(ALL, points, runs, {})}
+    assert drawn["figure-sweep-batch-size"].absent == "no run has ended with a value"
+    assert "with has no final values yet" in drawn["figure"].alt
+    assert "with seed 0." in drawn["figure-map"].caption, "what there is"
+    plot_sweep(runs, "batch_size").draw_without_rendering()
 
 
 # --- in a report -------------------------------------------------------------------------------------------------
