@@ -256,7 +256,8 @@ def _map(figure: Map, runs: pd.DataFrame) -> Drawing:
     counts = sorted({len(embeddings.z) for _, _, embeddings in chosen})
     caption = (
         f"z/|z| of {' or '.join(f'{count:,}' for count in counts)} held-out images at the last evaluation, on its two "
-        "main axes (PCA of each run by itself), by class. All panels have one scale, so a collapse is a dot. In "
+        "main axes (PCA of each run by itself; percent of the variance on each), by class. All panels have one scale, "
+        "so a collapse is a dot. In "
         "each panel stands the variance of z/|z|, the sum over channels: 0 for a constant, at most 1. The classes "
         f"overlap in two dimensions more than in all of them. One run a variant: {seeds}."
     )

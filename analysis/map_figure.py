@@ -157,5 +157,5 @@ def _draw(ax: Axes, projection: Projection, labels: NDArray[np.int64], known: li
     ax.text(
         0.98, 0.02, f"variance {known_variance}", transform=ax.transAxes, ha="right", fontsize=7, color=style.REFERENCE,
     )  # fmt: skip
-    ax.set_xlabel(f"axis 1 ({100 * projection.shares[0]:.0f} % of variance)")
+    ax.set_xlabel(f"axis 1 ({100 * projection.shares[0]:.0f} %)")  # all that fits under a panel of a column
     ax.set_ylabel(f"axis 2 ({100 * projection.shares[1]:.0f} %)")

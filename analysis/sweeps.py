@@ -23,6 +23,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from analysis import style
 from analysis.figures import legend_columns, reference_lines, reference_values
+from analysis.fonts import use_fonts_for
 from analysis.results import counts
 
 METRIC = "final_knn_top1"
@@ -78,7 +79,8 @@ def plot_sweep(
     with matplotlib.rc_context(style.RC):
         num_panels = 2 if theirs else 1
         names = [line.label for line in ours]
-        legend_rows = len(names) / legend_columns(names, width) if len(names) > 1 else 0
+        labels = [name.replace("$", r"\$") for name in use_fonts_for(names)]
+        legend_rows = len(names) / legend_columns(labels, width) if len(names) > 1 else 0
         height = (2.1 if width > 5 else 1.9 * num_panels) + 0.2 * legend_rows
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = [
@@ -101,7 +103,7 @@ def plot_sweep(
             _finish(ax, ticks, relative_label if base else label, relative=base is not None)
         if len(looks) > 1:
             handles = [Line2D([], [], color=c, linestyle=d, marker="o", markersize=3) for c, d in looks.values()]
-            figure.legend(handles, list(looks), loc="outside upper center", ncols=legend_columns(list(looks), width))
+            figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, width))
         return figure
 
 
