@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import matplotlib
 from matplotlib.font_manager import FontProperties, fontManager
@@ -74,8 +73,7 @@ def use_fonts_for(labels: Sequence[str]) -> list[str]:
     ``no. 3``, by its place, and a warning names it: a row of boxes tells nothing.
     """
     families, missing = fallbacks(labels)
-    rc: dict[str, Any] = {"font.family": [MAIN, *families]}
-    matplotlib.rcParams.update(rc)
+    matplotlib.rcParams["font.family"] = [MAIN, *families]
     drawn = [f"no. {i + 1}" if missing.intersection(map(ord, label)) else label for i, label in enumerate(labels)]
     changed = [f"{label!r} is drawn as '{text}'" for label, text in zip(labels, drawn, strict=True) if label != text]
     if changed:
