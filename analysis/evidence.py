@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.formats import MINUS
 from analysis.inference import Region, rise
-from analysis.results import describe_state
+from analysis.results import counts, describe_state
 from experiments.claims import Band, Check, Event, Final, Order, Ratio, Same, Trend
 
 Values = dict[int, float]  # by seed
@@ -85,8 +85,8 @@ class Evidence:
         return [
             f"'{name}', seed {run['seed']}"
             for name in variants
-            for _, run in self.ended(name).iterrows()
-            if run["outcome"] == "diverged"
+            for ended in [self.ended(name)]
+            for _, run in ended[~counts(ended)].iterrows()
         ]
 
     def ended(self, variant: str) -> pd.DataFrame:
@@ -194,9 +194,8 @@ class Evidence:
         return self._per_run(check.of, lambda run: float(run[f"final_{check.metric}"]) / float(run[column]))
 
     def _per_run(self, variant: str, value: Callable[[pd.Series], float]) -> Values:
-        values = {
-            int(run["seed"]): value(run) for _, run in self.ended(variant).iterrows() if run["outcome"] != "diverged"
-        }
+        ended = self.ended(variant)
+        values = {int(run["seed"]): value(run) for _, run in ended[counts(ended)].iterrows()}
         return {seed: number for seed, number in values.items() if math.isfinite(number)}
 
 

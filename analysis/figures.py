@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 
 from analysis import style
 from analysis.curves import outline
+from analysis.fonts import text_width, use_fonts_for, wrap
 from experiments.study_figures import FIG_2
 
 Curve = NDArray[np.float64]  # (n, 2): epoch, value
@@ -109,11 +109,17 @@ def plot_training(
         return figure
 
 
-def make_groups(runs: pd.DataFrame, hue: str | None = None) -> list[Group]:
-    """What will be drawn in one colour each, in order: that of a categorical column, of numbers, or of first sight."""
+def column_of(runs: pd.DataFrame, hue: str | None) -> str:
+    """``hue``, or the column that tells curves apart where none is named. Raises ValueError if there is no such one."""
     hue = hue or ("variant" if "variant" in runs else "config")
     if hue not in runs:
         raise ValueError(f"hue: {hue!r} is not a column of the runs ({', '.join(map(str, runs.columns))})")
+    return hue
+
+
+def make_groups(runs: pd.DataFrame, hue: str | None = None) -> list[Group]:
+    """What will be drawn in one colour each, in order: that of a categorical column, of numbers, or of first sight."""
+    hue = column_of(runs, hue)
     values = list(pd.unique(runs[hue].dropna()))
     if isinstance(runs[hue].dtype, pd.CategoricalDtype):
         values = [value for value in runs[hue].cat.categories if value in values]
@@ -236,8 +242,13 @@ def draw_panel(
 
 
 def legend_columns(labels: Sequence[str], width: float) -> int:
-    """How many entries of a legend stand beside each other in ``width`` inches, in rows of equal length."""
-    entry = 0.45 + 0.062 * max((len(line) for label in labels for line in label.split("\n")), default=0)  # inches
+    """How many entries of a legend stand beside each other in ``width`` inches, in rows of equal length.
+
+    To be called within ``style.RC``.
+    """
+    size = matplotlib.rcParams["legend.fontsize"]
+    widest = max((text_width(line, size) for label in labels for line in label.split("\n")), default=0.0)
+    entry = widest + 5.5 * size / 72  # inches: a handle of 2.2, the gap after it and that between columns
     most = max(1, min(len(labels), int(width / entry)))
     return math.ceil(len(labels) / math.ceil(len(labels) / most)) if labels else 1
 
@@ -248,7 +259,8 @@ def _canvas(
     """Panels under one legend."""
     num_columns = 1 if stacked else num_panels if num_panels <= 4 else 3
     num_rows = math.ceil(num_panels / num_columns)
-    labels = ["\n".join(textwrap.wrap(group.label, max(20, int(width * 12)))) or "(no name)" for group in groups]
+    names = use_fonts_for([group.label for group in groups])
+    labels = ["\n".join(wrap(name, width - 0.6, style.RC["legend.fontsize"])) or "(no name)" for name in names]
     num_legend_columns = legend_columns(labels, width)
     lines = sum(label.count("\n") + 1 for label in labels) / num_legend_columns
     legend_height = 0.16 * (lines + bool(title)) + 0.1 if labels else 0.0

@@ -13,6 +13,7 @@ from analysis import summary
 from analysis.figures import make_groups, plot_training
 from analysis.linear_figure import linear_numbers, plot_linear
 from analysis.map_figure import chosen_runs, draw_map, project
+from analysis.results import counts
 from analysis.spectrum_figure import LOWEST, draw_spectra, spectra_by_group
 from analysis.sweeps import METRIC, label_of, plot_sweep
 from experiments.study_figures import FIG_2, Curves, Linear, Map, Spectrum, StudyFigure, Sweep
@@ -102,15 +103,16 @@ def _curves(figure: Curves, points: pd.DataFrame, runs: pd.DataFrame) -> Drawing
     if left_out:
         caption += f" Not drawn, since no run logged it: {', '.join(left_out)}."
     ends = []
+    ended = set(runs.loc[counts(runs), "run"])
     for group in make_groups(runs, "variant"):
-        of_group = points[points["run"].isin(group.runs)]
+        of_group = points[points["run"].isin(ended.intersection(group.runs))]
         last = [of_group.dropna(subset=[metric]).groupby("run")[metric].last() for metric in logged]
         known = [
             f"{metric.replace('_', ' ')} {ends_at.mean():.3g}"
             for metric, ends_at in zip(logged, last, strict=True)
             if len(ends_at)
         ]
-        ends.append(f"{group.label} ends at {', '.join(known)}" if known else f"{group.label} has no values")
+        ends.append(f"{group.label} ends at {', '.join(known)}" if known else f"{group.label} has no final values yet")
     return Drawing(
         figure.name,
         heading,
@@ -147,9 +149,14 @@ def _sweep(figure: Sweep, runs: pd.DataFrame, paper: Mapping[str, float]) -> Dra
     base = figure.base if figure.base in present else None  # it may be run at other scales only
     swept = runs.assign(**{figure.setting: pd.to_numeric(runs[figure.setting], errors="coerce")})
     swept = swept.dropna(subset=[figure.setting])
-    ended = swept.dropna(subset=[METRIC])
+    ended = swept[counts(swept)].dropna(subset=[METRIC])
     if not len(ended):
-        return _absent(figure, heading, runs, "no run has ended yet")
+        return _absent(
+            figure,
+            heading,
+            runs,
+            "no run has ended yet" if not (swept["state"] == "done").any() else "no run has ended with a value",
+        )
     of_variants = {name: group[METRIC] for name, group in ended.groupby("variant", observed=True)}
     caption = (
         f"kNN top-1 accuracy at the end of training against {label}"
@@ -157,8 +164,10 @@ def _sweep(figure: Sweep, runs: pd.DataFrame, paper: Mapping[str, float]) -> Dra
     )
     several = any(len(values) > 1 for values in of_variants.values())
     caption += ", bars from the lowest to the highest seed." if several else ": differences may be chance."
-    if ended["outcome"].isin(["collapsed", "diverged"]).any():
-        caption += " Hollow points are runs that collapsed or diverged."
+    if (ended["outcome"] == "collapsed").any():
+        caption += " Hollow points are runs that collapsed."
+    if (swept["outcome"] == "diverged").any():
+        caption += " Runs that diverged are left out."
     known = {name: top1 for name, top1 in paper.items() if name in present}
     if known:
         caption += (
@@ -166,7 +175,7 @@ def _sweep(figure: Sweep, runs: pd.DataFrame, paper: Mapping[str, float]) -> Dra
             "quantity, so compare the shapes, not the heights."
         )
     if missing := _missing(runs, of_variants):
-        caption += f" Without a result yet: {', '.join(missing)}."
+        caption += f" Without a result: {', '.join(missing)}."
     theirs = {name: f", paper {known[name]:g} %" if name in known else "" for name in of_variants}
     numbers = [f"{name} {values.mean():.1f} %{theirs[name]}" for name, values in of_variants.items()]
     return Drawing(
@@ -247,7 +256,8 @@ def _map(figure: Map, runs: pd.DataFrame) -> Drawing:
     counts = sorted({len(embeddings.z) for _, _, embeddings in chosen})
     caption = (
         f"z/|z| of {' or '.join(f'{count:,}' for count in counts)} held-out images at the last evaluation, on its two "
-        "main axes (PCA of each run by itself), by class. All panels have one scale, so a collapse is a dot. In "
+        "main axes (PCA of each run by itself; percent of the variance on each), by class. All panels have one scale, "
+        "so a collapse is a dot. In "
         "each panel stands the variance of z/|z|, the sum over channels: 0 for a constant, at most 1. The classes "
         f"overlap in two dimensions more than in all of them. One run a variant: {seeds}."
     )

@@ -20,6 +20,8 @@ from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.figures import Group, draw_panel, legend_columns, make_groups, points_by_run, spread
+from analysis.fonts import use_fonts_for
+from analysis.results import counts
 from analysis.run_files import is_number, read_object
 
 Numbers = dict[str, dict[str, list[float]]]  # by protocol, by label of the group: top-1 (percent), one a seed
@@ -39,8 +41,9 @@ def linear_numbers(runs: pd.DataFrame, hue: str | None = None) -> Numbers:
     """The linear evaluations of runs, as of :data:`Numbers`; diverged runs have none."""
     folders = dict(zip(runs["run"], runs["path"], strict=True))
     numbers: Numbers = {}
+    counted = set(runs.loc[counts(runs), "run"])
     for group in make_groups(runs, hue):
-        for run in group.runs:
+        for run in (name for name in group.runs if name in counted):
             for protocol, top1 in load_linear(Path(folders[run])).items():
                 numbers.setdefault(protocol, {}).setdefault(group.label, []).append(top1)
     return numbers
@@ -66,6 +69,7 @@ def plot_linear(
     if paper:
         columns["paper"] = {label: [top1] for label, top1 in paper.items()}
     with matplotlib.rc_context(style.RC):
+        names = use_fonts_for([group.label for group in groups])
         wide = width > 5
         figure = Figure(figsize=(width, 2.5 if wide or not columns else 4.2), layout="constrained")
         shape = (1, 1) if not columns else (1, 2) if wide else (2, 1)
@@ -80,7 +84,7 @@ def plot_linear(
             Line2D([], [], color=group.colour, linestyle=group.dashes, marker=_MARKERS[i % 4], markersize=3.5)
             for i, group in enumerate(groups)
         ]
-        labels = [group.label.replace("$", r"\$") for group in groups]
+        labels = [name.replace("$", r"\$") for name in names]
         figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, width))
         return figure
 

@@ -26,8 +26,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from analysis import style
-from analysis.figures import make_groups
+from analysis.figures import column_of, make_groups
 from analysis.panels import is_outer, make_panels
+from analysis.results import counted_or_all
 
 MOST_CLASSES = 10  # that have a look of their own; the points of the others are grey
 MOST_BYTES = 2**26  # of embeddings.npz: 1,000 images of d = 2048 have 4 MB
@@ -85,7 +86,11 @@ def project(z: NDArray[np.float64]) -> Projection:
 
 
 def chosen_runs(runs: pd.DataFrame, hue: str | None = None) -> list[tuple[str, pd.Series, Embeddings]]:
-    """For each value of ``hue`` its run of the lowest seed that has embeddings: label, row of ``runs``, embeddings."""
+    """For each value of ``hue`` its run of the lowest seed that has embeddings: label, row of ``runs``, embeddings.
+
+    A run that has not ended, or diverged, stands for a value only where none of its runs counts.
+    """
+    runs = counted_or_all(runs, column_of(runs, hue))
     rows = {row["run"]: row for _, row in runs.sort_values("seed").iterrows()}
     found = []
     for group in make_groups(runs, hue):
@@ -152,5 +157,5 @@ def _draw(ax: Axes, projection: Projection, labels: NDArray[np.int64], known: li
     ax.text(
         0.98, 0.02, f"variance {known_variance}", transform=ax.transAxes, ha="right", fontsize=7, color=style.REFERENCE,
     )  # fmt: skip
-    ax.set_xlabel(f"axis 1 ({100 * projection.shares[0]:.0f} % of variance)")
+    ax.set_xlabel(f"axis 1 ({100 * projection.shares[0]:.0f} %)")  # all that fits under a panel of a column
     ax.set_ylabel(f"axis 2 ({100 * projection.shares[1]:.0f} %)")

@@ -19,7 +19,7 @@ from analysis.figures import reference_values
 from analysis.formats import DASH, format_hours, format_seconds
 from analysis.gallery import Drawing
 from analysis.live import Live
-from analysis.results import describe_state, device_hours
+from analysis.results import counts, describe_state, device_hours
 from analysis.tables import Table
 from analysis.verdicts import Verdict
 from experiments.study import Study
@@ -142,12 +142,12 @@ def show(value: Any) -> str:
 def run_lines(runs: pd.DataFrame, out_dir: Path) -> list[dict[str, str]]:
     """A line for each run, with a link to its folder that holds as long as page and runs stay where they are."""
     lines = []
-    for _, run in runs.iterrows():
+    for (_, run), does_count in zip(runs.iterrows(), counts(runs), strict=True):
         try:
             link = quote(os.path.relpath(run["path"], out_dir).replace(os.sep, "/")) + "/"
         except ValueError:  # on another drive
             link = ""
-        has_knn = pd.notna(run["final_knn_top1"]) and run["outcome"] != "diverged"
+        has_knn = does_count and pd.notna(run["final_knn_top1"])
         lines.append(
             {
                 "variant": str(run["variant"]),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis import style
+from analysis.fonts import use_fonts_for, wrap
 
 PANEL_WIDTH = 1.55  # inches, about
 
@@ -24,7 +24,8 @@ def make_panels(titles: Sequence[str], width: float, *, extra_height: float = 0.
         num_columns = math.ceil(len(titles) / math.ceil(len(titles) / num_columns))
     num_rows = math.ceil(len(titles) / num_columns)
     panel = min(width / num_columns, 2.4 if width >= style.TWO_COLUMNS else 2.1)
-    wrapped = [textwrap.fill(title, int(panel * 14)) or "(no name)" for title in titles]
+    names = use_fonts_for(titles)
+    wrapped = ["\n".join(wrap(name, 0.9 * panel, style.RC["axes.titlesize"])) or "(no name)" for name in names]
     lines = max(title.count("\n") + 1 for title in wrapped)
     figure = Figure(figsize=(width, num_rows * (panel + 0.13 * lines) + extra_height), layout="constrained")
     axes = [figure.add_subplot(num_rows, num_columns, i + 1) for i in range(len(titles))]

@@ -48,7 +48,7 @@ RUN_COLUMNS = (
     "stopped_early",
     "epoch",  # reached
     "step",
-    *(f"final_{name}" for name in FINALS),  # NaN until done
+    *(f"final_{name}" for name in FINALS),  # NaN until done; see counts
     "untrained_knn_top1",  # percent, before the first step
     "reference_raw_pixels",  # percent, kNN on raw pixels
     "reference_chance",  # percent
@@ -117,6 +117,21 @@ def _read_run(folder: Path, defaults: Mapping[str, Any], *, use_cache: bool) -> 
     row |= _progress(folder, contents, notes)
     row |= {name: value for name, value in contents.provenance.items() if not _is_nan(value)}
     return contents, {**row, "note": "; ".join(notes)}
+
+
+# --- which runs count ---------------------------------------------------------------------------------------------
+
+
+def counts(runs: pd.DataFrame) -> pd.Series[bool]:
+    """Whether each run is one for final values: it has ended, and did not diverge. All means, figures and tests ask."""
+    return (runs["state"] == "done") & (runs["outcome"] != "diverged")
+
+
+def counted_or_all(runs: pd.DataFrame, hue: str) -> pd.DataFrame:
+    """The runs that count; of a value of ``hue`` that has none of them, all."""
+    does = counts(runs)
+    chosen: pd.DataFrame = runs[does | ~does.groupby(runs[hue], observed=True).transform("any")]
+    return chosen
 
 
 # --- a run in words and hours ----------------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 
 from analysis import style
-from analysis.figures import Group, make_groups
+from analysis.figures import Group, column_of, make_groups
 from analysis.panels import is_outer, make_panels
+from analysis.results import counted_or_all
 from analysis.run_files import is_number, read_with
 from simsiam.spectra import spectrum_ranks
 
@@ -101,7 +102,11 @@ def draw_spectra(panels: Sequence[tuple[Group, list[Spectra]]], width: float) ->
 
 
 def spectra_by_group(runs: pd.DataFrame, hue: str | None = None) -> list[tuple[Group, list[Spectra]]]:
-    """The spectra of the runs of each value of ``hue`` that came as far as any of them, where there are any."""
+    """The spectra of the runs of each value of ``hue`` that came as far as any of them, where there are any.
+
+    A run that has not ended, or diverged, is among them only where no run of the value counts.
+    """
+    runs = counted_or_all(runs, column_of(runs, hue))
     rows = {row["run"]: row for _, row in runs.iterrows()}
     found = []
     for group in make_groups(runs, hue):

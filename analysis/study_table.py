@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.differences import OURS_NONE, PAPER_NONE, Differences
 from analysis.formats import DASH, format_estimate, format_hours, format_seconds
 from analysis.inference import LEVEL
-from analysis.results import describe_state, device_hours
+from analysis.results import counts, describe_state, device_hours
 from analysis.tables import Column, Entry, Table
 from experiments.study import PaperResult
 
@@ -142,7 +142,7 @@ def paper_entry(result: PaperResult) -> Entry:
 
 def estimate_entry(runs: pd.DataFrame, column: str, single: int, most: int) -> Entry:
     """Mean and standard deviation of a final value over the runs of a variant that ended with one."""
-    ended = runs[(runs["state"] == "done") & (runs["outcome"] != "diverged")]
+    ended = runs[counts(runs)]
     values = ended[column].dropna().to_numpy(float)
     values = values[np.isfinite(values)]
     mean = float(values.mean()) if len(values) else math.nan
@@ -158,8 +158,8 @@ def estimate_entry(runs: pd.DataFrame, column: str, single: int, most: int) -> E
 
 def outcome_entry(runs: pd.DataFrame) -> Entry:
     """How many runs came to what: ``collapsed (3/3)``, ``healthy (1/2); running, epoch 3/8 (1/2)``."""
-    counts = runs.apply(describe_state, axis=1).value_counts(sort=False) if len(runs) else pd.Series(dtype=int)
-    text = "; ".join(f"{what} ({count}/{len(runs)})" for what, count in counts.items()) or f"{DASH} (not run)"
+    found = runs.apply(describe_state, axis=1).value_counts(sort=False) if len(runs) else pd.Series(dtype=int)
+    text = "; ".join(f"{what} ({count}/{len(runs)})" for what, count in found.items()) or f"{DASH} (not run)"
     return Entry(text, exact={"": text})
 
 
@@ -167,7 +167,7 @@ def _why_nothing(runs: pd.DataFrame) -> str:
     if not len(runs):
         return "not run"
     reasons = runs.apply(describe_state, axis=1)
-    if (runs["state"] == "done").all() and not (runs["outcome"] == "diverged").any():
+    if counts(runs).all():
         return "not logged"
     return "; ".join(dict.fromkeys(reasons[~reasons.isin(["healthy", "collapsed"])]))
 

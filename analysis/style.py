@@ -12,6 +12,8 @@ import matplotlib
 import seaborn
 from matplotlib.figure import Figure
 
+from analysis import fonts
+
 ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # widths in inches, of a column and of a page of two
 FORMATS = ("pdf", "svg", "png")
 
@@ -23,8 +25,7 @@ REFERENCE = "#595959"  # lines that are no curves
 RC: dict[Any, Any] = {
     **seaborn.axes_style("ticks"),
     **seaborn.plotting_context("paper"),
-    "font.family": "sans-serif",
-    "font.sans-serif": ["Arial", "Liberation Sans", "DejaVu Sans"],  # the last one comes with matplotlib
+    "font.family": [fonts.MAIN],
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,

@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.figures import make_groups, reference_values
 from analysis.formats import format_estimate
-from analysis.results import describe_state
+from analysis.results import counts, describe_state
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def summaries(runs: pd.DataFrame) -> list[Summary]:
     found = []
     for group in make_groups(runs, "variant"):
         of_variant = runs[runs["run"].isin(group.runs)]
-        ended = of_variant[(of_variant["state"] == "done") & (of_variant["outcome"] != "diverged")]
+        ended = of_variant[counts(of_variant)]
         knn = ended["final_knn_top1"].dropna()
         text = format_estimate(float(knn.mean()), float(knn.std()), 1, 2) if len(knn) else ""
         outcomes = of_variant.apply(describe_state, axis=1).value_counts(sort=False).to_dict()

@@ -23,6 +23,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from analysis import style
 from analysis.figures import legend_columns, reference_lines, reference_values
+from analysis.fonts import use_fonts_for
+from analysis.results import counts
 
 METRIC = "final_knn_top1"
 LABELS = {
@@ -61,8 +63,8 @@ def plot_sweep(
     names share the part before the first comma are one line: "BYOL, 1x" and "BYOL, 2x" are BYOL's. ``paper``: its
     top-1 by variant; without it there is one panel. ``base``: the variant whose value of the setting is 1 on the axis,
     so that another scale's values stand under the same factors; without it the axis has the values themselves. A point
-    is the mean over seeds, a bar from the lowest to the highest, a hollow point a collapsed or diverged run. ``width``
-    is in inches. Raises ValueError if ``runs`` has no such column or variant.
+    is the mean over the seeds that count (:func:`analysis.results.counts`), a bar from the lowest to the highest, a
+    hollow point a collapsed run. ``width`` is in inches. Raises ValueError if ``runs`` has no such column or variant.
     """
     if setting not in runs:
         raise ValueError(f"setting: {setting!r} is not a column of the runs")
@@ -71,22 +73,23 @@ def plot_sweep(
         if base not in set(runs["variant"].astype(str)):
             raise ValueError(f"base: {base!r} is not a variant of the runs")
         unit = float(runs.loc[runs["variant"].astype(str) == base, setting].iloc[0])
+    runs = runs.assign(**{METRIC: runs[METRIC].where(counts(runs))})
     ours = list(_our_lines(runs, setting, unit))
     theirs = list(_paper_lines(runs, setting, unit, paper or {}))
     with matplotlib.rc_context(style.RC):
         num_panels = 2 if theirs else 1
         names = [line.label for line in ours]
-        legend_rows = len(names) / legend_columns(names, width) if len(names) > 1 else 0
+        labels = [name.replace("$", r"\$") for name in use_fonts_for(names)]
+        legend_rows = len(names) / legend_columns(labels, width) if len(names) > 1 else 0
         height = (2.1 if width > 5 else 1.9 * num_panels) + 0.2 * legend_rows
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = [
             figure.add_subplot(*((1, num_panels) if width > 5 else (num_panels, 1)), i + 1) for i in range(num_panels)
         ]
         looks = dict(zip(names, style.line_styles(), strict=False))
-        ends = runs.assign(bad=runs["outcome"].isin(["collapsed", "diverged"]))
         for line in ours:
             _draw(axes[0], line, looks[line.label])
-        _mark_bad(axes[0], ends[ends["bad"]], setting, unit, looks)
+        _mark_collapsed(axes[0], runs[runs["outcome"] == "collapsed"], setting, unit, looks)
         axes[0].set_ylabel("kNN top-1 (%), ours")
         _references_nearby(axes[0], runs)
         for line in theirs:
@@ -100,7 +103,7 @@ def plot_sweep(
             _finish(ax, ticks, relative_label if base else label, relative=base is not None)
         if len(looks) > 1:
             handles = [Line2D([], [], color=c, linestyle=d, marker="o", markersize=3) for c, d in looks.values()]
-            figure.legend(handles, list(looks), loc="outside upper center", ncols=legend_columns(list(looks), width))
+            figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, width))
         return figure
 
 
@@ -136,8 +139,10 @@ def _draw(ax: Axes, line: Line, look: tuple[str, Any]) -> None:
             ax.plot([x, x], [min(value), max(value)], color=colour, linewidth=0.8)
 
 
-def _mark_bad(ax: Axes, runs: pd.DataFrame, setting: str, unit: float, looks: Mapping[str, tuple[str, Any]]) -> None:
-    """A hollow point over each run that collapsed or diverged."""
+def _mark_collapsed(
+    ax: Axes, runs: pd.DataFrame, setting: str, unit: float, looks: Mapping[str, tuple[str, Any]]
+) -> None:
+    """A hollow point over each run that collapsed."""
     for _, run in runs.iterrows():
         colour = looks.get(_name(run["variant"]), looks.get("", ("black", "-")))[0]
         if math.isfinite(run[METRIC]):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import string
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -11,14 +15,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 from sklearn.decomposition import PCA
 
-from analysis import gallery, load_runs, plot_linear, plot_map, plot_spectra, plot_training, style
+from analysis import gallery, load_runs, plot_linear, plot_map, plot_spectra, plot_training, style, summary
+from analysis.evidence import Evidence
 from analysis.figures import LABELS
+from analysis.fonts import wrap
+from analysis.formats import DASH
+from analysis.linear_figure import linear_numbers
 from analysis.map_figure import load_embeddings, project
+from analysis.page import run_lines
 from analysis.report import ReportFiles, ReportVariant, gather, report
 from analysis.spectrum_figure import LOWEST, geometric_mean, load_spectra
+from analysis.study_table import estimate_entry
+from analysis.sweeps import plot_sweep
 from experiments.study import PaperResult, Study, load_study, study_names
 from experiments.study_figures import CURVES, FIG_2, KINDS, Curves, Linear, Map, Spectrum, StudyFigure, Sweep
 from simsiam.config import SettingsError, config_id
@@ -227,6 +241,149 @@ def test_texts_do_not_overlap_and_stay_inside(geometry: Path, width: float) -> N
             assert not overlaps(figure)
             boxes = [ax.get_tightbbox() for ax in figure.axes]
         assert all(box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1 for box in boxes)
+
+
+@pytest.fixture
+def diverged(tmp_path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One seed that diverged, at 20 %, with all that is logged, and one that ended at 80 %: points, runs."""
+    for seed, (kind, top1) in enumerate([("diverged", 20.0), ("healthy", 80.0)]):
+        folder = write_run(tmp_path, WITH, seed, kind)
+        write_geometry(folder, seed, rank=2 if kind == "diverged" else 100)
+        result = json.loads((folder / "result.json").read_text())
+        result["final"]["knn_top1"] = top1
+        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "linear-features.json").write_text(json.dumps({"top1": top1, "protocol": {}}))
+    return load(tmp_path)
+
+
+def test_a_seed_that_diverged_counts_nowhere(diverged: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    points, runs = diverged
+    (line,) = (line for line in plot_sweep(runs, "batch_size").axes[0].lines if line.get_marker() == "o")
+    assert line.get_xydata().tolist() == [[256.0, 80.0]]
+    assert linear_numbers(runs) == {"features": {"with": [80.0]}}
+    drawn = {drawing.name: drawing for drawing in gallery.drawings(ALL, points, runs, {})}
+    assert "with 80.0 %" in drawn["figure-sweep-batch-size"].alt
+    assert "Runs that diverged are left out." in drawn["figure-sweep-batch-size"].caption
+    assert "kNN 80.0 %" in drawn["figure"].alt
+    assert "features, with 80.0 %" in drawn["figure-linear"].alt
+    ended = points[points["run"] == runs.loc[runs["outcome"] == "healthy", "run"].item()]
+    cosine = ended["positive_cosine"].dropna().iloc[-1]
+    assert f"positive cosine {cosine:.3g}" in drawn["figure-positive-cosine-predictor-alignment"].alt
+    assert "above 1 % of it up to rank 2," not in drawn["figure-spectrum"].alt + ","
+    assert "with seed 1." in drawn["figure-map"].caption
+    for drawing in drawn.values():
+        assert drawing.draw is not None
+        drawing.draw(style.ONE_COLUMN).draw_without_rendering()
+    assert estimate_entry(runs, "final_knn_top1", 1, 2).text == "80.0 (1 of 2)"
+    assert Evidence(points, runs).finals("with", "knn_top1") == {1: 80.0}
+    assert "kNN top-1 80.0 %" in summary.answer(runs)
+    assert [line["knn"] for line in run_lines(runs, Path.cwd())] == [DASH, "80.0"]
+
+
+def test_where_all_seeds_diverged_the_figures_say_so(diverged: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    points, runs = diverged
+    runs = runs[runs["outcome"] == "diverged"]
+    points = points[points["run"].isin(runs["run"])]
+    drawn = {drawing.name: drawing for drawing in gallery.drawings(ALL, points, runs, {})}
+    assert drawn["figure-sweep-batch-size"].absent == "no run has ended with a value"
+    assert "with has no final values yet" in drawn["figure"].alt
+    assert "with seed 0." in drawn["figure-map"].caption, "what there is"
+    plot_sweep(runs, "batch_size").draw_without_rendering()
+
+
+# --- fonts -------------------------------------------------------------------------------------------------------
+
+CAT, CYRILLIC = "猫", "кот γάτα"
+
+
+@contextlib.contextmanager
+def fonts_of_the_machine(*paths: str) -> Iterator[None]:
+    """As on a machine with these font files beside those that come with matplotlib."""
+    own = [font for font in fontManager.ttflist if Path(font.fname).is_relative_to(matplotlib.get_data_path())]
+    before, fontManager.ttflist = fontManager.ttflist, own
+    try:
+        for path in paths:
+            fontManager.addfont(path)
+        fontManager._findfont_cached.cache_clear()  # type: ignore[attr-defined]
+        yield
+    finally:
+        fontManager.ttflist = before
+        fontManager._findfont_cached.cache_clear()  # type: ignore[attr-defined]
+
+
+def write_font(path: Path, family: str, characters: str) -> str:
+    """A font in which each character is a filled square."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in [(0, 800), (800, 800), (800, 0)]:
+        pen.lineTo(corner)
+    pen.closePath()
+    square = pen.glyph()
+    names = [".notdef", *(f"uni{ord(character):04X}" for character in characters)]
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord(character): name for character, name in zip(characters, names[1:], strict=True)})
+    builder.setupGlyf(dict.fromkeys(names, square))
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (900, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+    return str(path)
+
+
+def test_a_figure_is_the_same_whatever_fonts_the_machine_has(geometry: Path, tmp_path: Path) -> None:
+    _, runs = load(geometry)
+    arial, liberation = (
+        write_font(tmp_path / f"{name}.ttf", name, string.printable) for name in ("Arial", "Liberation Sans")
+    )
+    fonts: dict[str, list[str]] = {"bare": [], "one": [liberation], "both": [arial, liberation]}
+    for name, paths in fonts.items():
+        with fonts_of_the_machine(*paths):
+            style.save(plot_spectra(runs, width=style.ONE_COLUMN), tmp_path / name)
+    for kind in style.FORMATS:
+        assert len({(tmp_path / f"{name}.{kind}").read_bytes() for name in fonts}) == 1, kind
+
+
+def test_a_name_in_other_characters_is_drawn_with_a_font_that_has_them(geometry: Path, tmp_path: Path) -> None:
+    points, runs = load(geometry)
+    runs["variant"] = runs["variant"].cat.rename_categories({"with": CAT, "without": CYRILLIC})
+    sweep = runs.assign(variant=runs["variant"].astype(str) + runs["seed"].map(", {}".format))
+    with fonts_of_the_machine(write_font(tmp_path / "cat.ttf", "A Cat", CAT)), warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of a glyph that is missing
+        for figure in (plot_training(points, runs), plot_linear(points, runs), plot_sweep(sweep, "batch_size")):
+            assert [text.get_text() for text in figure.legends[0].get_texts()] == [CAT, CYRILLIC]
+            figure.draw_without_rendering()
+        for figure in (plot_map(runs), plot_spectra(runs)):
+            assert [ax.get_title() for ax in figure.axes[:2]] == [CAT, CYRILLIC]
+            figure.draw_without_rendering()
+        style.save(plot_linear(points, runs), tmp_path / "figure")
+
+
+def test_a_name_that_no_font_has_is_a_number_and_a_warning(geometry: Path) -> None:
+    points, runs = load(geometry)
+    runs["variant"] = runs["variant"].cat.rename_categories({"without": CAT})
+    with fonts_of_the_machine():
+        for plot in (plot_training, plot_linear):
+            with pytest.warns(UserWarning, match=f"'{CAT}' is drawn as 'no. 2'. Install one") as caught:
+                figure = plot(points, runs)
+            assert len(caught) == 1
+            figure.draw_without_rendering()
+            assert [text.get_text() for text in figure.legends[0].get_texts()] == ["with", "no. 2"]
+        with pytest.warns(UserWarning, match="no font of this machine"):
+            assert [ax.get_title() for ax in plot_map(runs).axes] == ["with", "no. 2"]
+
+
+def test_lines_are_broken_by_what_they_measure() -> None:
+    with matplotlib.rc_context(style.RC):
+        for text in ("iiiii " * 20, "WWWWW " * 20, "W" * 100):
+            lines = wrap(text, 1.0, 8)
+            assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+            figure = Figure()
+            widths = [figure.text(0, 0, line, fontsize=8).get_window_extent().width / figure.dpi for line in lines]
+            assert max(widths) <= 1.02
+            assert min(widths[:-1]) > 0.4, "as many words as fit"
 
 
 # --- in a report -------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ def sweep(variants: dict[str, int], seeds: int = 3) -> pd.DataFrame:
             "variant": variant,
             "batch_size": size,
             "final_knn_top1": 80 + draws.normal(),
+            "state": "done",
             "outcome": "collapsed" if size == 512 and seed == 0 else "healthy",
             "reference_raw_pixels": 82.0,
             "reference_chance": 10.0,

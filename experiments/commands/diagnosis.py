@@ -146,11 +146,13 @@ def compare(
 
 
 def _print_differences(differing: pd.DataFrame, rows: pd.DataFrame) -> None:
+    from analysis.results import counts
+
     console = make_console()
     table = Table("run", "state", "outcome", "kNN %>", *differing.columns)
-    for (_, row), (_, values) in zip(rows.iterrows(), differing.iterrows(), strict=True):
+    finals = rows["final_knn_top1"].where(counts(rows))
+    for (_, row), knn, (_, values) in zip(rows.iterrows(), finals, differing.iterrows(), strict=True):
         outcome = row["outcome"] if isinstance(row["outcome"], str) else ""
-        knn = row["final_knn_top1"]
         table.add_row(row["variant"], row["state"], outcome, "" if knn != knn else f"{knn:.1f}", *values)
     console.print(table)
     if not len(differing.columns):
