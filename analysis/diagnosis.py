@@ -43,8 +43,12 @@ CONVERGED_FROM = 0.5
 SLOW_HALF_AFTER = 0.25
 # Convention: a loss that gains a tenth of the way in the second half of a run is still falling.
 STILL_FALLING = 0.1
-# Theory: half as many directions, a bit less of entropy in the spectrum, than the network had before its first step.
-SHARE_OF_UNTRAINED_RANK = 0.5
+# Theory: log2(1 + 1) / 2 bits (Shannon), of a direction in which classes vary as much as the images of one class do.
+BITS_PER_DIRECTION = 0.5
+# Theory: half as many directions is one bit less of entropy in the spectrum.
+SHARE_OF_HIGHEST_RANK = 0.5
+# Theory: three standard deviations, sqrt(2 p (1 - p) / N) each, of a difference in accuracy over N = 10,000 images.
+ACCURACY_FALL = 2.0
 # Convention: swings smaller than a twentieth of the way from chance to the optimum are of no account. The other limit,
 # the noise that the draw of batches explains, is theory: see LossScale.sampling_noise.
 SMALLEST_SWING = 0.05
@@ -123,11 +127,12 @@ def diagnose(points: pd.DataFrame, run: Mapping[Any, Any]) -> Diagnosis:
     found = sorted(_findings(signs), key=lambda finding: VERDICTS.index(finding.verdict))
     first = found[0]
     shown, others = causes_of(first.verdict, run)
+    facts = [*_rank_sentences(signs), *_context(signs)]
     recorded = run.get("outcome")
     return Diagnosis(
         run=str(run["run"]),
         verdict=first.verdict,
-        evidence=(*first.evidence, *_context(signs)),
+        evidence=(*first.evidence, *(fact for fact in facts if fact not in first.evidence)),
         step=first.step,
         epoch=first.epoch,
         also=tuple(found[1:]),
@@ -146,7 +151,6 @@ class _Signs:
     loss: Curve = field(init=False)
     std: Curve = field(init=False)
     rank: Curve = field(init=False)
-    area: Curve = field(init=False)
     centre: Curve = field(init=False)
     positive: Curve = field(init=False)
     knn: Curve = field(init=False)
@@ -154,9 +158,8 @@ class _Signs:
 
     def __post_init__(self) -> None:
         self.loss, self.std = self.curve("loss"), self.curve("z_std_relative")
-        self.rank, self.area = self.curve("effective_rank"), self.curve("explained_variance_area")
+        self.rank, self.knn = self.curve("effective_rank"), self.curve("knn_top1")
         self.centre, self.positive = self.curve("centre"), self.curve("positive_cosine")
-        self.knn = self.curve("knn_top1")
         self.scale = loss_scale(self.run, self.loss[0, 2] if len(self.loss) else math.nan)
 
     def curve(self, name: str) -> Curve:
@@ -203,11 +206,7 @@ def _findings(signs: _Signs) -> Iterator[Finding]:
     ):
         yield Finding("too early to say", (_how_far(signs), _loss_sentence(signs, signs.scale)))
     else:
-        yield Finding("healthy", (*_std_sentences(signs), _loss_sentence(signs, signs.scale), *_rank_sentences(signs)))
-
-
-def _has_converged(loss: Curve, scale: LossScale) -> bool:
-    return bool(scale.progress(end_of(loss[:, 2])) >= CONVERGED_FROM)
+        yield Finding("healthy", (*_std_sentences(signs), _loss_sentence(signs, signs.scale)))
 
 
 # --- the rules ---------------------------------------------------------------------------------------------------
@@ -232,8 +231,16 @@ def _divergence(signs: _Signs) -> Iterator[Finding]:
 
 
 def _complete_collapse(signs: _Signs) -> Iterator[Finding]:
-    """The std below its threshold from some point on to the last (Fig. 2), unless z varies in a few channels."""
+    """The std below its threshold from some point on to the last (Fig. 2), unless z varies in a few channels.
+
+    Also a rank of one line through a centre that is a point: the other half of the rule that training uses.
+    """
     start = trailing(signs.std[:, 2] < threshold_of(signs.run))
+    line = trailing(signs.rank[:, 2] < ONE_LINE_BELOW)
+    is_point = len(signs.centre) and end_of(signs.centre[:, 2]) >= POINT_FROM
+    if len(signs.std) - start < NUM_IN_A_ROW and is_point and len(signs.rank) - line >= 2:
+        evidence = [*_rank_sentences(signs), *_centre_sentences(signs), *_std_sentences(signs)]
+        yield Finding("complete collapse", tuple(evidence), *signs.rank[line, :2])
     if len(signs.std) - start >= NUM_IN_A_ROW:
         evidence = [*_std_sentences(signs), *_centre_sentences(signs), *_rank_sentences(signs)]
         if len(signs.centre) and end_of(signs.centre[:, 2]) < POINT_FROM:
@@ -256,36 +263,43 @@ def threshold_of(run: Mapping[Any, Any]) -> float:
 
 
 def _dimensional_collapse(signs: _Signs) -> Iterator[Finding]:
-    """The std is healthy, but z uses few directions, by the effective rank or the area under explained variance."""
+    """The std is healthy, but z has too few directions for the classes, or has lost many and accuracy with them."""
     trained = signs.rank[signs.rank[:, 0] > 0]
-    limit, limit_text = rank_limit(signs)
+    enough = min(2, max(len(trained), 1))  # evaluations in a row, to the last
+    limit, meaning = rank_limit(signs)
     start = trailing(trained[:, 2] < limit)
-    if len(trained) - start >= min(2, max(len(trained), 1)):
-        text = f"The effective rank of z is {trained[-1, 2]:.1f} at the end, below {limit:.1f}: {limit_text}."
-        highest = f"It was {signs.rank[0, 2]:.1f} when first measured, and {signs.rank[:, 2].max():.1f} at its highest."
-        yield Finding("dimensional collapse", (text, highest, *_std_sentences(signs)), *trained[start, :2])
+    if len(trained) - start >= enough:
+        uses, *history = _rank_sentences(signs)
+        evidence = (uses, f"{meaning}.", *history, *_std_sentences(signs))
+        yield Finding("dimensional collapse", evidence, *trained[start, :2])
         return
-    area = signs.area
-    if len(area) > 2:  # k of d equal directions have an area of 1 - k / 2d
-        left = (1 - area[:, 2]) / max(1 - area[0, 2], 1e-12)
-        start = trailing(left < SHARE_OF_UNTRAINED_RANK)
-        if len(area) - start >= 2:
-            text = f"The area under the cumulative explained variance rose from {area[0, 2]:.3f} to {area[-1, 2]:.3f}:"
-            text += f" {left[-1]:.2f} times as many directions as at first (limit {SHARE_OF_UNTRAINED_RANK})."
-            yield Finding("dimensional collapse", (text, *_std_sentences(signs)), *area[start, :2])
+    if not len(trained):
+        return
+    start = trailing(trained[:, 2] < SHARE_OF_HIGHEST_RANK * signs.rank[:, 2].max())
+    then, now = _accuracy_since_highest_rank(signs)
+    if len(trained) - start >= enough and then - now >= ACCURACY_FALL:  # False where no accuracy is logged: NaN
+        evidence = (*_rank_sentences(signs), "So directions were lost, and accuracy with them.", *_std_sentences(signs))
+        yield Finding("dimensional collapse", evidence, *trained[start, :2])
+
+
+def _accuracy_since_highest_rank(signs: _Signs) -> tuple[float, float]:
+    """kNN accuracy where the effective rank was highest, and at the end; NaN where none is logged."""
+    if not len(signs.knn):
+        return math.nan, math.nan
+    step = signs.rank[np.argmax(signs.rank[:, 2]), 0]
+    return float(np.interp(step, signs.knn[:, 0], signs.knn[:, 2])), float(signs.knn[-1, 2])
 
 
 def rank_limit(signs: _Signs) -> tuple[float, str]:
-    """The effective rank below which too few directions are left, and where it comes from."""
-    limits = [(ONE_LINE_BELOW, "all of z lies on one line")]
-    if len(signs.rank) and signs.rank[0, 0] == 0:
-        untrained = signs.rank[0, 2]
-        limits.append((SHARE_OF_UNTRAINED_RANK * untrained, f"half of the untrained network's {untrained:.1f}"))
+    """The effective rank below which z cannot tell the classes apart, and what it means to be below."""
     chance = signs.number("reference_chance")
-    if 0 < chance < 100:  # theory: with fewer directions than bits, signs alone cannot tell the classes apart
-        classes = 100 / chance
-        limits.append((math.log2(classes), f"the {math.log2(classes):.1f} bits that tell {classes:.0f} classes apart"))
-    return max(limits)
+    if not 0 < chance < 100:
+        return ONE_LINE_BELOW, f"That is below {ONE_LINE_BELOW}: all of z lies on one line"
+    limit = math.log2(100 / chance) / BITS_PER_DIRECTION
+    return (
+        limit,
+        f"That is fewer than the {limit:.1f} that {100 / chance:.0f} classes need, at half a bit for each direction",
+    )
 
 
 def _oscillation(signs: _Signs) -> Iterator[Finding]:
@@ -331,7 +345,7 @@ def _convergence(signs: _Signs) -> Iterator[Finding]:
     quarter = len(progress) // 4
     gain = float(progress[-max(quarter, 1) :].mean() - progress[quarter : 2 * quarter + 1].mean())
     if end_of(progress) < CONVERGED_FROM:
-        text = f"It gained {gain:.2f} of the way from the second to the last quarter of the run"
+        text = f"From the second to the last quarter of the run it gained {100 * gain:.0f} % of the way"
         if gain >= STILL_FALLING:
             yield Finding("slow optimisation", (sentence, f"{text}, and is still falling.", *_std_sentences(signs)))
         else:
@@ -354,7 +368,7 @@ def _std_sentences(signs: _Signs) -> list[str]:
     threshold = threshold_of(signs.run)
     end = end_of(signs.std[:, 2])
     side = "below" if end < threshold else "above"
-    found = [f"The std of z/|z| is {end:.2f} / sqrt(d) at the end, {side} the limit {threshold:.2f}."]
+    found = [f"The std of z/|z| is {end:.2f} / sqrt(d) at the end, {side} the limit of a collapse, {threshold:.2f}."]
     if signs.run.get("projector.bn_output") is True and signs.run.get("projector.bn_output_affine") is False:
         found.append("Its output BN has no scale and shift, which hides a collapse from the std: see the rank.")
     return found
@@ -379,10 +393,22 @@ def _view_sentences(signs: _Signs, scale: LossScale) -> list[str]:
 
 
 def _rank_sentences(signs: _Signs) -> list[str]:
+    """How many directions z uses: a fact that is no verdict by itself."""
     if not len(signs.rank):
         return []
-    first, last, highest = signs.rank[0, 2], signs.rank[-1, 2], signs.rank[:, 2].max()
-    return [f"The effective rank of z went from {first:.1f} to {last:.1f}, with {highest:.1f} at its highest."]
+    first, highest, last = signs.rank[0], signs.rank[np.argmax(signs.rank[:, 2])], signs.rank[-1, 2]
+    width = signs.number("projector.output_dim")
+    of = f"{width:.0f}" if math.isfinite(width) else "many"
+    start = f"{first[2]:.1f} {'before training' if first[0] == 0 else 'when first measured'}"
+    most = f" and at most {highest[2]:.1f} (epoch {highest[1]:.3g})" if highest[0] != first[0] else ""
+    found = [
+        f"z uses about {last:.0f} of its {of} directions (effective rank {last:.1f}).",
+        f"The rank was {start}{most}.",
+    ]
+    then, now = _accuracy_since_highest_rank(signs)
+    if last < SHARE_OF_HIGHEST_RANK * highest[2] and math.isfinite(then):
+        found.append(f"It has more than halved since, while kNN accuracy went from {then:.1f} to {now:.1f} %.")
+    return found
 
 
 def _loss_sentence(signs: _Signs, scale: LossScale) -> str:
@@ -393,7 +419,7 @@ def _loss_sentence(signs: _Signs, scale: LossScale) -> str:
             " How low it can get depends on the scale of z, so that its level does not tell how far training came."
         )
     return (
-        f"The loss ({scale.name}) is {end:.3g} at the end: {scale.progress(end):.2f} of the way from chance"
+        f"The loss ({scale.name}) is {end:.3g} at the end: {100 * scale.progress(end):.0f} % of the way from chance"
         f" ({scale.chance:.3g}: {scale.chance_text}) to {scale.optimum_text} ({scale.optimum:.3g})."
     )
 

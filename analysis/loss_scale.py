@@ -65,9 +65,9 @@ def _ends(settings: Mapping[str, Any], first_loss: float) -> tuple[float, str, f
     """Chance and how it comes about, optimum and how it comes about."""
     name = settings["loss.name"]
     if name == "cosine":
-        return 0.0, "0, of independent directions", -1.0, "its minimum -1"
+        return 0.0, "independent directions", -1.0, "its minimum"
     if name == "squared-distance":
-        return first_loss, "its value in the first step", 0.0, "its minimum 0"
+        return first_loss, "its value in the first step", 0.0, "its minimum"
     if name == "cross-entropy":
         # A z of unit variance, which the output BN starts with: the entropy of its softmax is log d - 1/2.
         uniform = math.log(int(settings["projector.output_dim"]))
