@@ -26,11 +26,12 @@ POLL_SECONDS = 1.0  # at most, between two looks at what the workers tell
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2") if hasattr(signal, name)
 ]  # Windows has not all of them
+Kind = Literal["progress", "ended", "crashed"]
 # What a training process is to find in its environment when it loads torch.
 ENVIRONMENT = {
     # Threads that wait for each other by spinning starve on a machine that others use too. But to sleep at once costs a
-    # small network, whose operations take microseconds, half its speed. So they spin for some 50 microseconds, as GNU's
-    # OpenMP understands it.
+    # small network, whose operations take microseconds, up to half its speed on cores of its own. So they spin for some
+    # 50 microseconds, as GNU's OpenMP understands it, until CoreWatch sees that the cores are shared.
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "2000",
     # glibc returns freed memory to the system, and the next step faults it in again: a few percent of a small run.
@@ -38,7 +39,12 @@ ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**29),
 }
-Kind = Literal["progress", "ended", "crashed"]
+
+
+def prepare_environment() -> None:
+    """Set ENVIRONMENT, but for what the user has set: for processes to come, and for this one ahead of torch."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 @dataclass(frozen=True)
@@ -128,8 +134,7 @@ class Pool:
         process = self._context.Process(
             target=_work, args=(theirs, self.stop, self.machine, index, self.command), name=f"worker-{index}"
         )
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        prepare_environment()
         with signals_held_back():
             process.start()
         theirs.close()

@@ -28,6 +28,7 @@ from experiments.worker import Surroundings, advice, run_cell
 from simsiam.config import Settings
 from simsiam.data import Dataset, load
 from simsiam.distributed import LOST, RankLostError
+from simsiam.machine import CoreWatch
 from simsiam.rendezvous import TIMEOUT_SECONDS, Place, Team, device_of, meet
 from simsiam.train import Hooks, train
 
@@ -74,7 +75,10 @@ def _follow(run_id: str, settings: Settings, dataset: Dataset, where: Surroundin
         torch.set_num_threads(threads)
         hooks = Hooks(should_stop=where.should_stop)
         folder = where.runs / run_id
-        outcome = train(settings, dataset, folder, attempt=attempt, device=where.device, hooks=hooks, ranks=team.ranks)
+        with CoreWatch():
+            outcome = train(
+                settings, dataset, folder, attempt=attempt, device=where.device, hooks=hooks, ranks=team.ranks
+            )
     except LOST as error:
         return "interrupted", str(error)
     except Exception as error:  # rank 0 records it

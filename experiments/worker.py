@@ -31,6 +31,7 @@ from simsiam.data import Dataset, Split
 from simsiam.distributed import LOST
 from simsiam.knn import raw_pixel_top1
 from simsiam.loading import subset
+from simsiam.machine import CoreWatch
 from simsiam.metrics import Point
 from simsiam.rendezvous import ALONE, Team
 from simsiam.train import Hooks, train
@@ -111,7 +112,8 @@ def _train(
     num_steps = settings.epochs * (len(dataset.train) // settings.batch_size)
     attempt.progress = {"num_steps": num_steps, "epochs": settings.epochs}
 
-    watch = _Watch(attempt, heart, where)
+    cores = CoreWatch()
+    watch = _Watch(attempt, heart, where, cores)
     hooks = Hooks(
         should_stop=watch.should_stop,
         before_publishing=watch.before_publishing,
@@ -122,9 +124,10 @@ def _train(
     )
     if where.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where.device)
-    outcome = train(
-        settings, dataset, folder, attempt=attempt.number, device=where.device, hooks=hooks, ranks=team.ranks
-    )
+    with cores:
+        outcome = train(
+            settings, dataset, folder, attempt=attempt.number, device=where.device, hooks=hooks, ranks=team.ranks
+        )
     heart.stop()
     if outcome is None:
         attempt.write_state("stopped")
@@ -172,8 +175,8 @@ def _resumed_at(attempt: Attempt, number: int, default: int) -> int:
 class _Watch:
     """What a run's surroundings learn from it while it trains, and when they stop it."""
 
-    def __init__(self, attempt: Attempt, heart: _Heart, where: Surroundings) -> None:
-        self._attempt, self._heart, self._where = attempt, heart, where
+    def __init__(self, attempt: Attempt, heart: _Heart, where: Surroundings, cores: CoreWatch) -> None:
+        self._attempt, self._heart, self._where, self._cores = attempt, heart, where, cores
         self._observe = _observer()
         self._last_look: float | None = None
         self._saving_since = 0.0
@@ -196,7 +199,8 @@ class _Watch:
         self._observe(self._attempt.folder.run_id, self._attempt.number, step, "checkpoint")
 
     def on_point(self, point: Point) -> None:
-        self._attempt.progress = {**self._attempt.progress, **_numbers(point)}
+        shared = {"cores_are_shared": self._cores.are_shared}
+        self._attempt.progress = {**self._attempt.progress, **_numbers(point), **shared}
         self._where.on_progress(self._attempt.progress)
 
     def on_step(self, step: int) -> None:

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simsiam.data import DataError
+from simsiam.machine import num_cores
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -388,11 +389,6 @@ def _mapped(read: Callable[[Path], NDArray[Any]], tree: Tree, split: str, progre
                 progress(f"{split}: {start:,} of {len(paths):,} images read")
                 shown = time.monotonic()
             yield np.stack(list(pool.map(lambda path: read(tree.folder / path), paths[start : start + 128])))
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def to_rgb(image: Image.Image, path: Path) -> Image.Image:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,11 +13,12 @@ import torch
 import torchvision
 
 from experiments.evaluation import export_backbone, load_model
+from experiments.pool import ENVIRONMENT
 from experiments.store import Heartbeats, RunFolder
 from simsiam import checkpoint
 from simsiam.config import validate
 from simsiam.siamese import Siamese
-from tests.conftest import SMALL, Command
+from tests.conftest import ROOT, SMALL, Command
 from tests.test_interchange import Release
 
 SMOKE = ["stop-gradient", "--scale", "smoke", "--set", "epochs=1", "--set", "data.num_train=256"]
@@ -131,3 +135,31 @@ def test_import_refuses_what_it_cannot_do(command: Command, tmp_path: Path) -> N
     refused = command("evaluate", "mine", "--scale", "smoke")
     assert refused.returncode == 2
     assert "neither a study" in refused.stderr
+
+
+ASKED = """
+import os, sys
+class Look:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            print("torch finds", os.environ["OMP_WAIT_POLICY"], os.environ["GOMP_SPINCOUNT"])
+sys.meta_path.insert(0, Look())
+sys.argv = ["run_ablation.py", "evaluate", "stop-gradient", "--scale", "smoke", "--device", "{device}"]
+from experiments.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("chosen", "found"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_torch_finds_how_to_wait_when_evaluate_loads_it(tmp_path: Path, chosen: dict[str, str], found: str) -> None:
+    """OpenMP reads it once. Without it the threads of `evaluate` spin for milliseconds, on cores that others use."""
+    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    for device in ("cpu", "auto"):
+        done = subprocess.run(
+            [sys.executable, "-c", ASKED.replace("{device}", device)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**environment, **chosen, "PYTHONPATH": str(ROOT)},
+        )
+        assert done.stdout.splitlines()[0] == f"torch finds PASSIVE {found}", done.stderr

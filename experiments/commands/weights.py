@@ -55,6 +55,9 @@ def evaluate(
     paper: LARS, batch 4096, 90 epochs, augmented crops (App. A). sgd: its alternative. features: a linear classifier
     on features that are computed once; seconds at small scales.
     """
+    from experiments.pool import prepare_environment
+
+    prepare_environment()  # before anything loads torch
     from experiments.evaluation import Evaluation, evaluate_run, settings_of
     from experiments.store import RunFolder
     from simsiam.config import nearest
