@@ -1,10 +1,10 @@
 """Training and linear evaluation on two threads, beside processes that are busy all the time.
 
-``python -m benchmarks.shared_cores``. Ours and the peers are the same work in processes of their own, which wait for
-each other's threads in different ways: as the program does (spin for a moment, sleep at once when the cores turn out to
-be shared), spin for a moment always, sleep at once always, and GNU's OpenMP left to itself, which spins for
-milliseconds. One thread is there for comparison; it has other numbers. Busy processes are sessions of their own, as
-other users' are. What else the machine does counts as busy too.
+``python -m benchmarks.shared_cores``. The same work in processes of their own, whose threads wait for each other in
+different ways: they spin for a moment, they sleep at once, or GNU's OpenMP is left to itself, which spins for
+milliseconds. Ours is what the program chooses when it starts: to spin on cores of its own, to sleep beside others. One
+thread is there for comparison; it has other numbers. Busy processes are sessions of their own, as other users' are.
+What else the machine does counts as busy too.
 """
 
 from __future__ import annotations
@@ -21,22 +21,20 @@ import torch
 
 from benchmarks.harness import Bench, Reach
 from benchmarks.training import CPU, SMALL, generated, make_training, our_steps
-from experiments.pool import ENVIRONMENT
 from simsiam.config import validate
 from simsiam.linear import FEATURES, evaluate_linear
-from simsiam.machine import CoreWatch, num_cores
+from simsiam.machine import num_cores
 from simsiam.siamese import Siamese
 
 BUSY = "import os, time\nend = time.monotonic() + 300\nwhile time.monotonic() < end and os.getppid() == {}: pass"
-SLEEP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+SPIN, SLEEP = ({"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": count} for count in ("2000", "0"))
 BUSY_PROCESSES = (0, 1, 2)
-NOTICE_SECONDS, SECONDS = 1.5, 1.0  # what is done at first does not count: a watch is to see who else is there
-WAYS: dict[str, tuple[int, bool, dict[str, str]]] = {  # threads, whether the cores are watched, environment
-    "ours": (2, True, ENVIRONMENT),
-    "spin for a moment": (2, False, ENVIRONMENT),
-    "sleep at once": (2, False, SLEEP),
-    "OpenMP's own": (2, False, {}),
-    "one thread": (1, False, ENVIRONMENT),
+SECONDS = 1.0
+WAYS: dict[str, tuple[int, dict[str, str]]] = {  # threads, environment
+    "spin for a moment": (2, SPIN),
+    "sleep at once": (2, SLEEP),
+    "OpenMP's own": (2, {}),
+    "one thread": (1, SPIN),
 }
 
 
@@ -44,10 +42,10 @@ class Child:
     """A process that does the work for as long as it is asked to."""
 
     def __init__(self, work: str, way: str) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+        environment = {name: value for name, value in os.environ.items() if name not in SPIN}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.shared_cores", work, way],
-            env=environment | WAYS[way][2],
+            env=environment | WAYS[way][1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -92,14 +90,12 @@ def piece_of(work: str) -> Callable[[], object]:
 
 def child(work: str, way: str) -> None:
     """Each time a line comes, work for a while and print how many pieces a second that was."""
-    threads, watched, _ = WAYS[way]
+    threads, _ = WAYS[way]
     torch.set_num_threads(threads)
     piece = piece_of(work)
     piece()
-    with CoreWatch() if watched else contextlib.nullcontext():
-        for _ in sys.stdin:
-            _pieces_in(NOTICE_SECONDS, piece)
-            print(_pieces_in(SECONDS, piece), flush=True)
+    for _ in sys.stdin:
+        print(_pieces_in(SECONDS, piece), flush=True)
 
 
 def _pieces_in(seconds: float, piece: Callable[[], object]) -> float:
@@ -133,14 +129,14 @@ def measure(bench: Bench, work: str, unit: str, amount: int, repeats: int) -> No
                 with busy(number):
                     for way in order.sample(list(WAYS), len(WAYS)):
                         rates[way, number].append(amount * children[way].rate())
+    alone = rates["spin for a moment", 0]
     for number in BUSY_PROCESSES:
-        what, ours = f"{work}, beside {number or 'no'} busy", rates["ours", number]
-        fair = min(1.0, num_cores() / (2 + number))
-        peers = {way: rates[way, number] for way in WAYS if way != "ours"}
-        to_reach = "spin for a moment"
+        chosen = "sleep at once" if number else "spin for a moment"
+        what, ours = f"{work}, beside {number or 'no'} busy", rates[chosen, number]
+        peers = {way: rates[way, number] for way in WAYS if way != chosen}
+        to_reach = "fair share of ours beside none" if number else ""
         if number:
-            to_reach = "fair share of ours beside none"
-            peers[to_reach] = [fair * rate for rate in rates["ours", 0]]
+            peers[to_reach] = [min(1.0, num_cores() / (2 + number)) * rate for rate in alone]
         for name, theirs in peers.items():
             bench.add(
                 what,

@@ -32,7 +32,7 @@ from simsiam.distributed import LOST, RankLostError
 from simsiam.files import write_atomically
 from simsiam.interchange import export_detectron2, export_torchvision, import_release
 from simsiam.linear import LinearProtocol, NonFiniteError, evaluate_linear
-from simsiam.machine import CoreWatch, num_cores
+from simsiam.machine import idle_cores
 from simsiam.rendezvous import Place, device_of, meet
 from simsiam.siamese import Siamese
 
@@ -94,11 +94,12 @@ def _evaluate(
 ) -> dict[str, Any]:
     """One rank's part; the result is the same on all."""
     device = device_of(task.device_type, place.rank)
-    # Torch heeds OMP_NUM_THREADS and what cores it is bound to, but no other ranks and no control group's quota.
-    torch.set_num_threads(min(torch.get_num_threads(), max(1, num_cores() // place.world_size)))
+    # Torch heeds OMP_NUM_THREADS and what cores it is bound to, but neither other ranks nor who else uses the cores:
+    # beside others one thread is quicker than two that wait for each other.
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, round(idle_cores()) // place.world_size)))
     dataset = load(task.settings.data, task.data)
     model = load_model(task.run.path, task.settings, dataset.num_channels, len(dataset.train)).to(device)
-    with CoreWatch(), meet(place, device, while_waiting=while_waiting) as team:
+    with meet(place, device, while_waiting=while_waiting) as team:
         return evaluate_linear(
             model.backbone,
             task.settings,

@@ -28,7 +28,6 @@ from experiments.worker import Surroundings, advice, run_cell
 from simsiam.config import Settings
 from simsiam.data import Dataset, load
 from simsiam.distributed import LOST, RankLostError
-from simsiam.machine import CoreWatch
 from simsiam.rendezvous import TIMEOUT_SECONDS, Place, Team, device_of, meet
 from simsiam.train import Hooks, train
 
@@ -75,10 +74,7 @@ def _follow(run_id: str, settings: Settings, dataset: Dataset, where: Surroundin
         torch.set_num_threads(threads)
         hooks = Hooks(should_stop=where.should_stop)
         folder = where.runs / run_id
-        with CoreWatch():
-            outcome = train(
-                settings, dataset, folder, attempt=attempt, device=where.device, hooks=hooks, ranks=team.ranks
-            )
+        outcome = train(settings, dataset, folder, attempt=attempt, device=where.device, hooks=hooks, ranks=team.ranks)
     except LOST as error:
         return "interrupted", str(error)
     except Exception as error:  # rank 0 records it

@@ -112,8 +112,7 @@ def _train(
     num_steps = settings.epochs * (len(dataset.train) // settings.batch_size)
     attempt.progress = {"num_steps": num_steps, "epochs": settings.epochs}
 
-    cores = CoreWatch()
-    watch = _Watch(attempt, heart, where, cores)
+    watch = _Watch(attempt, heart, where)
     hooks = Hooks(
         should_stop=watch.should_stop,
         before_publishing=watch.before_publishing,
@@ -124,10 +123,9 @@ def _train(
     )
     if where.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where.device)
-    with cores:
-        outcome = train(
-            settings, dataset, folder, attempt=attempt.number, device=where.device, hooks=hooks, ranks=team.ranks
-        )
+    outcome = train(
+        settings, dataset, folder, attempt=attempt.number, device=where.device, hooks=hooks, ranks=team.ranks
+    )
     heart.stop()
     if outcome is None:
         attempt.write_state("stopped")
@@ -175,8 +173,8 @@ def _resumed_at(attempt: Attempt, number: int, default: int) -> int:
 class _Watch:
     """What a run's surroundings learn from it while it trains, and when they stop it."""
 
-    def __init__(self, attempt: Attempt, heart: _Heart, where: Surroundings, cores: CoreWatch) -> None:
-        self._attempt, self._heart, self._where, self._cores = attempt, heart, where, cores
+    def __init__(self, attempt: Attempt, heart: _Heart, where: Surroundings) -> None:
+        self._attempt, self._heart, self._where, self._cores = attempt, heart, where, CoreWatch()
         self._observe = _observer()
         self._last_look: float | None = None
         self._saving_since = 0.0
@@ -199,7 +197,7 @@ class _Watch:
         self._observe(self._attempt.folder.run_id, self._attempt.number, step, "checkpoint")
 
     def on_point(self, point: Point) -> None:
-        shared = {"cores_are_shared": self._cores.are_shared}
+        shared = {"cores_are_shared": self._cores.are_shared()}
         self._attempt.progress = {**self._attempt.progress, **_numbers(point), **shared}
         self._where.on_progress(self._attempt.progress)
 

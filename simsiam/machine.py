@@ -1,20 +1,14 @@
-"""The machine's cores: how many this process may use, and what it does when others use them too."""
+"""The machine's cores: how many this process may use, and whether others use them too."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-LOOK_SECONDS = 1.0
-# Seconds a second that threads of this process waited for a core: above the first, others use its cores, below the
-# second they do not.
-SHARED, ALONE = 0.3, 0.1
+SHARED = 0.3  # seconds a second that threads of a process wait for a core, from which on others use its cores
 
 
 def num_cores() -> int:
@@ -69,65 +63,39 @@ def waited_seconds() -> float:
     return total / 1e9
 
 
-class CoreWatch(threading.Thread):
-    """Notices, within a ``with``, that others use this process's cores; while they do, threads sleep when they wait.
-
-    On cores of their own, the threads of an operation are quickest if they spin for a moment when they wait for each
-    other. On shared ones the spinning takes the core from the thread that is waited for. None of it changes a number.
-    """
+class CoreWatch:
+    """Notices that others use this process's cores, by how long its threads waited for one since the last look."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True, name="core-watch")
-        self.are_shared = False
-        self._stopped = threading.Event()
+        self._waited, self._looked = waited_seconds(), time.monotonic()
 
-    def run(self) -> None:
-        with contextlib.ExitStack() as sleepy:
-            waited, now = waited_seconds(), time.monotonic()
-            while not self._stopped.wait(LOOK_SECONDS):
-                before, last = waited, now
-                waited, now = waited_seconds(), time.monotonic()
-                share = (waited - before) / (now - last)
-                if not self.are_shared and share > SHARED:
-                    self.are_shared = True
-                    sleepy.enter_context(sleeping_at_once())
-                elif self.are_shared and share < ALONE:
-                    self.are_shared = False
-                    sleepy.close()
-
-    def __enter__(self) -> CoreWatch:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self.join()
+    def are_shared(self) -> bool:
+        """Whether its threads waited for more than :data:`SHARED` of the time since the last call."""
+        before, last = self._waited, self._looked
+        self._waited, self._looked = waited_seconds(), time.monotonic()
+        return self._waited - before > SHARED * max(self._looked - last, 1e-3)
 
 
-@contextlib.contextmanager
-def sleeping_at_once() -> Iterator[None]:
-    """While in here, OpenMP threads of this process sleep as soon as they wait. Does nothing without GNU's OpenMP.
+def idle_cores(seconds: float = 0.2) -> float:
+    """How many of this process's cores nobody uses, over a moment; all of them where the system does not say."""
+    before = _ticks()
+    time.sleep(seconds)
+    after = _ticks()
+    shares = [
+        (after[core][0] - idle) / (after[core][1] - total)
+        for core, (idle, total) in before.items()
+        if core in after and after[core][1] > total
+    ]
+    return min(sum(shares), num_cores()) if shares else float(num_cores())
 
-    GNU's OpenMP reads how long to spin (GOMP_SPINCOUNT) once, when it is loaded. But if OMP_WAIT_POLICY is passive, it
-    does not spin while it has more threads than there are cores. So a thread holds a team of that many, which sleep.
-    """
-    program = ctypes.CDLL(None)
-    if not hasattr(program, "GOMP_parallel"):
-        yield
-        return
-    held, let_go = threading.Event(), threading.Event()
 
-    def hold() -> None:
-        nothing = ctypes.cast(program.free, ctypes.c_void_p)  # free(NULL) does nothing, in each thread of the team
-        program.GOMP_parallel(nothing, None, ctypes.c_uint(len(os.sched_getaffinity(0)) + 1), ctypes.c_uint(0))
-        held.set()
-        let_go.wait()
-
-    holder = threading.Thread(target=hold, daemon=True, name="spare-team")  # the team ends with the thread
-    holder.start()
-    held.wait()
+def _ticks() -> dict[int, tuple[int, int]]:
+    """Of each core that this process may use: its idle time, and all of its time, in ticks since the start."""
     try:
-        yield
-    finally:
-        let_go.set()
-        holder.join()
+        rows = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    except OSError:  # not Linux
+        return {}
+    mine = os.sched_getaffinity(0)
+    of_cores = {row[0].removeprefix("cpu"): [int(number) for number in row[1:9]] for row in rows if row[0] != "intr"}
+    counts = {int(core): count for core, count in of_cores.items() if core.isdigit()}
+    return {core: (count[3] + count[4], sum(count)) for core, count in counts.items() if core in mine}

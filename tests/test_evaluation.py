@@ -150,10 +150,12 @@ main()
 """
 
 
-@pytest.mark.parametrize(("chosen", "found"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
-def test_torch_finds_how_to_wait_when_evaluate_loads_it(tmp_path: Path, chosen: dict[str, str], found: str) -> None:
+@pytest.mark.parametrize(("chosen", "found"), [({}, ("0", "2000")), ({"GOMP_SPINCOUNT": "7"}, ("7",))])
+def test_torch_finds_how_to_wait_when_evaluate_loads_it(
+    tmp_path: Path, chosen: dict[str, str], found: tuple[str, ...]
+) -> None:
     """OpenMP reads it once. Without it the threads of `evaluate` spin for milliseconds, on cores that others use."""
-    environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
+    environment = {name: value for name, value in os.environ.items() if name not in {*ENVIRONMENT, "GOMP_SPINCOUNT"}}
     for device in ("cpu", "auto"):
         done = subprocess.run(
             [sys.executable, "-c", ASKED.replace("{device}", device)],
@@ -162,4 +164,6 @@ def test_torch_finds_how_to_wait_when_evaluate_loads_it(tmp_path: Path, chosen: 
             text=True,
             env={**environment, **chosen, "PYTHONPATH": str(ROOT)},
         )
-        assert done.stdout.splitlines()[0] == f"torch finds PASSIVE {found}", done.stderr
+        *words, count = done.stdout.splitlines()[0].split()
+        assert words == ["torch", "finds", "PASSIVE"], done.stderr
+        assert count in found, "it depends on who else uses the cores, unless the user has said it"

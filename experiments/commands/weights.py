@@ -56,8 +56,9 @@ def evaluate(
     on features that are computed once; seconds at small scales.
     """
     from experiments.pool import prepare_environment
+    from simsiam.machine import num_cores
 
-    prepare_environment()  # before anything loads torch
+    prepare_environment(num_cores())  # before anything loads torch
     from experiments.evaluation import Evaluation, evaluate_run, settings_of
     from experiments.store import RunFolder
     from simsiam.config import nearest
