@@ -29,6 +29,7 @@ MODULES = (
     "reporting",
     "diagnostics",
     "command",
+    "shared_cores",
     "alternatives",
     "time_to_accuracy",
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import platform
 import random
 import resource
@@ -20,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
+
+from simsiam.machine import num_cores
 
 RESAMPLINGS = 2000
 Clock = Literal["cpu", "wall"]
@@ -208,12 +209,11 @@ def machine() -> str:
     """The processor, the cores this process may use, and the versions that matter."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     model = platform.processor() or platform.machine()
     if sys.platform == "linux":
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    return f"{model}, {cores} cores, torch {torch.__version__.partition('+')[0]}"
+    return f"{model}, {num_cores()} cores, torch {torch.__version__.partition('+')[0]}"
 
 
 def _measure(

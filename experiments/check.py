@@ -15,11 +15,11 @@ from typing import Any
 from experiments import scheduler
 from experiments.cluster import Cluster
 from experiments.launches import FOLDER, Launch, copy_code
-from experiments.local import num_cores
 from experiments.pool import signals_held_back
 from experiments.scheduler import SlurmError
 from experiments.selftest import selftest
 from experiments.store import Json, read_json, write_json
+from simsiam.machine import num_cores
 
 CONFIG = ("JobRequeue", "PreemptMode", "PreemptType", "KillWait", "MaxArraySize", "AccountingStorageType")
 PARTITION = ("PartitionName", "State", "MaxTime", "GraceTime", "PreemptMode", "DefMemPerCPU", "DefMemPerNode")

@@ -23,7 +23,6 @@ import torch
 import yaml
 
 from experiments.layers import Value, layer_from_command_line, resolve
-from experiments.local import num_cores
 from experiments.store import RunFolder, StoreError, read_json, write_json
 from experiments.study import Scale
 from simsiam import checkpoint
@@ -33,6 +32,7 @@ from simsiam.distributed import LOST, RankLostError
 from simsiam.files import write_atomically
 from simsiam.interchange import export_detectron2, export_torchvision, import_release
 from simsiam.linear import LinearProtocol, NonFiniteError, evaluate_linear
+from simsiam.machine import idle_cores
 from simsiam.rendezvous import Place, device_of, meet
 from simsiam.siamese import Siamese
 
@@ -94,8 +94,9 @@ def _evaluate(
 ) -> dict[str, Any]:
     """One rank's part; the result is the same on all."""
     device = device_of(task.device_type, place.rank)
-    if place.world_size > 1:
-        torch.set_num_threads(max(1, num_cores() // place.world_size))
+    # Torch heeds OMP_NUM_THREADS and what cores it is bound to, but neither other ranks nor who else uses the cores:
+    # beside others one thread is quicker than two that wait for each other.
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, round(idle_cores()) // place.world_size)))
     dataset = load(task.settings.data, task.data)
     model = load_model(task.run.path, task.settings, dataset.num_channels, len(dataset.train)).to(device)
     with meet(place, device, while_waiting=while_waiting) as team:

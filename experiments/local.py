@@ -7,7 +7,6 @@ dies.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections import deque
 from collections.abc import Sequence
@@ -41,13 +40,6 @@ class Summary:
     stopped: list[str] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     skipped_failures: list[str] = field(default_factory=list)
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def run_grid(

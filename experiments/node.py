@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.launches import Launch
-from experiments.local import num_cores
 from experiments.provenance import ROOT
 from experiments.store import StoreError
 from simsiam.config import DataSettings, config_id
 from simsiam.data import fingerprint, prepared_paths
+from simsiam.machine import num_cores
 
 
 def check_node(launch: Launch) -> None:

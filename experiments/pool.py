@@ -20,25 +20,36 @@ from typing import Any, Literal
 from experiments.meetings import losses
 from experiments.plan import PlannedCell
 from experiments.store import StoreError
+from simsiam.machine import idle_cores
 
 POLL_SECONDS = 1.0  # at most, between two looks at what the workers tell
 # Ctrl-C, a request to end, a terminal that is closed, and what SLURM sends ahead of the end of a job.
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2") if hasattr(signal, name)
 ]  # Windows has not all of them
+Kind = Literal["progress", "ended", "crashed"]
 # What a training process is to find in its environment when it loads torch.
 ENVIRONMENT = {
-    # Threads that wait for each other by spinning starve on a machine that others use too. But to sleep at once costs a
-    # small network, whose operations take microseconds, half its speed. So they spin for some 50 microseconds, as GNU's
-    # OpenMP understands it.
+    # Threads that wait for each other by spinning, which GNU's OpenMP does by default, starve on a machine that others
+    # use too; how long they spin: see prepare_environment.
     "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "2000",
     # glibc returns freed memory to the system, and the next step faults it in again: a few percent of a small run.
     # What is larger than 32 MiB comes and goes with an evaluation, and is given back.
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**29),
 }
-Kind = Literal["progress", "ended", "crashed"]
+
+
+def prepare_environment(threads: int) -> None:
+    """Set ENVIRONMENT, but for what the user has set: for processes to come, and for this one ahead of torch.
+
+    With several ``threads`` a process that has cores of its own lets them spin for some 50 microseconds before they
+    sleep: a small network, whose operations take microseconds, is up to twice as fast for it. Where others use the
+    cores, the spinning takes one from the thread that is waited for, so there they sleep at once. It changes no number.
+    """
+    alone = threads == 1 or idle_cores() > threads - 0.5
+    for name, value in {**ENVIRONMENT, "GOMP_SPINCOUNT": "2000" if alone else "0"}.items():
+        os.environ.setdefault(name, value)
 
 
 @dataclass(frozen=True)
@@ -128,8 +139,7 @@ class Pool:
         process = self._context.Process(
             target=_work, args=(theirs, self.stop, self.machine, index, self.command), name=f"worker-{index}"
         )
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        prepare_environment(self.machine.threads)
         with signals_held_back():
             process.start()
         theirs.close()

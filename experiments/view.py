@@ -22,6 +22,11 @@ def number(value: Any, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
+def _shared(progress: dict[str, Any]) -> str:
+    """Why a cell is slow, where that is so."""
+    return " (others use its cores)" if progress.get("cores_are_shared") else ""
+
+
 def duration(seconds: float | None) -> str:
     """``1:02:03``, or a dash."""
     return "-" if seconds is None else str(timedelta(seconds=round(seconds)))
@@ -91,7 +96,7 @@ class GridView:
             speed, knn = number(progress.get("images_per_s"), ".0f"), number(progress.get("knn_top1"), ".1f")
             self._say(
                 f"{planned.label}: epoch {progress['epoch']:.1f}/{progress['epochs']}, loss {loss},"
-                f" std x sqrt(d) {std}, kNN {knn} %, {speed} images/s, {duration(left)} left"
+                f" std x sqrt(d) {std}, kNN {knn} %, {speed} images/s{_shared(progress)}, {duration(left)} left"
             )
 
     def ended(self, planned: PlannedCell, state: str, message: str) -> None:
@@ -140,7 +145,7 @@ class GridView:
                 number(progress.get("loss"), ".3f"),
                 number(progress.get("z_std_relative"), ".3f"),
                 number(progress.get("knn_top1"), ".1f"),
-                number(progress.get("images_per_s"), ".0f"),
+                number(progress.get("images_per_s"), ".0f") + _shared(progress),
                 duration(clock.left(progress)),
             )
         whole = Table.grid()

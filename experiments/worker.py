@@ -32,6 +32,7 @@ from simsiam.data import Dataset, Split
 from simsiam.distributed import LOST
 from simsiam.knn import raw_pixel_top1
 from simsiam.loading import subset
+from simsiam.machine import CoreWatch
 from simsiam.metrics import Point
 from simsiam.rendezvous import ALONE, Team
 from simsiam.train import Hooks, train
@@ -177,7 +178,7 @@ class _Watch:
     """What a run's surroundings learn from it while it trains, and when they stop it."""
 
     def __init__(self, attempt: Attempt, heart: _Heart, where: Surroundings) -> None:
-        self._attempt, self._heart, self._where = attempt, heart, where
+        self._attempt, self._heart, self._where, self._cores = attempt, heart, where, CoreWatch()
         self._observe = _observer()
         self._last_look: float | None = None
         self._saving_since = 0.0
@@ -200,7 +201,8 @@ class _Watch:
         self._observe(self._attempt.folder.run_id, self._attempt.number, step, "checkpoint")
 
     def on_point(self, point: Point) -> None:
-        self._attempt.progress = {**self._attempt.progress, **_numbers(point)}
+        shared = {"cores_are_shared": self._cores.are_shared()}
+        self._attempt.progress = {**self._attempt.progress, **_numbers(point), **shared}
         self._where.on_progress(self._attempt.progress)
 
     def on_step(self, step: int) -> None:

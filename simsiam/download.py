@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simsiam.data import DataError
+from simsiam.machine import num_cores
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -496,11 +497,6 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise _bad_image(path, error) from error
-
-
-def num_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simsiam.data import DataError
-from simsiam.download import Tree, num_cores, opened, read_file, scan_folder
+from simsiam.download import Tree, opened, read_file, scan_folder
 from simsiam.files import write_atomically
+from simsiam.machine import num_cores
 
 if TYPE_CHECKING:
     from PIL import Image

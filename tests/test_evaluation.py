@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 import torchvision
 
 from experiments.evaluation import export_backbone, import_checkpoint, load_model, settings_of
+from experiments.pool import ENVIRONMENT
 from experiments.store import Heartbeats, RunFolder
 from experiments.study import load_scale
 from simsiam import checkpoint
@@ -17,7 +21,7 @@ from simsiam.config import validate
 from simsiam.data import load
 from simsiam.linear import PROTOCOLS, evaluate_linear
 from simsiam.siamese import Siamese
-from tests.conftest import SMALL, Command
+from tests.conftest import ROOT, SMALL, Command
 from tests.test_interchange import Release
 
 SMOKE = ["stop-gradient", "--scale", "smoke", "--set", "epochs=1", "--set", "data.num_train=256"]
@@ -168,3 +172,35 @@ def test_import_refuses_what_it_cannot_do(command: Command, tmp_path: Path) -> N
     refused = command("evaluate", "mine", "--scale", "smoke")
     assert refused.returncode == 2
     assert "neither a study" in refused.stderr
+
+
+ASKED = """
+import os, sys
+class Look:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            print("torch finds", os.environ["OMP_WAIT_POLICY"], os.environ["GOMP_SPINCOUNT"])
+sys.meta_path.insert(0, Look())
+sys.argv = ["run_ablation.py", "evaluate", "stop-gradient", "--scale", "smoke", "--device", "{device}"]
+from experiments.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("chosen", "found"), [({}, ("0", "2000")), ({"GOMP_SPINCOUNT": "7"}, ("7",))])
+def test_torch_finds_how_to_wait_when_evaluate_loads_it(
+    tmp_path: Path, chosen: dict[str, str], found: tuple[str, ...]
+) -> None:
+    """OpenMP reads it once. Without it the threads of `evaluate` spin for milliseconds, on cores that others use."""
+    environment = {name: value for name, value in os.environ.items() if name not in {*ENVIRONMENT, "GOMP_SPINCOUNT"}}
+    for device in ("cpu", "auto"):
+        done = subprocess.run(
+            [sys.executable, "-c", ASKED.replace("{device}", device)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**environment, **chosen, "PYTHONPATH": str(ROOT)},
+        )
+        *words, count = done.stdout.splitlines()[0].split()
+        assert words == ["torch", "finds", "PASSIVE"], done.stderr
+        assert count in found, "it depends on who else uses the cores, unless the user has said it"

@@ -309,10 +309,11 @@ def _run(
     retry_failed: bool,
     device: str,
 ) -> None:
-    from experiments.local import num_cores, run_grid
+    from experiments.local import run_grid
     from experiments.plan import estimate
     from experiments.pool import Machine
     from experiments.view import GridView
+    from simsiam.machine import num_cores
 
     device = device_named(device)
     make = partial(plan_for, studies, scale, seeds, overrides, runs, data)

@@ -55,6 +55,10 @@ def evaluate(
     paper: LARS, batch 4096, 90 epochs, augmented crops (App. A). sgd: its alternative. features: a linear classifier
     on features that are computed once; seconds at small scales.
     """
+    from experiments.pool import prepare_environment
+    from simsiam.machine import num_cores
+
+    prepare_environment(num_cores())  # before anything loads torch
     from experiments.evaluation import Evaluation, evaluate_run, settings_of
     from experiments.store import RunFolder
     from simsiam.config import nearest
