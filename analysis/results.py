@@ -24,21 +24,15 @@ import pandas as pd
 from analysis import cache
 from analysis.run_files import PROVENANCE_TEXTS, Contents, note_missing, number, read_contents, read_object, text
 from experiments.store import RunFolder
+from simsiam.catalogue import CATALOGUE, CURVES
 from simsiam.config import Settings, flatten
 
-POINT_COLUMNS = (  # of each logged point, with its unit
+POINT_COLUMNS = (  # of each logged point; the metrics among them are those that every run logs
     "epoch",  # passes over the training set, fractional
     "step",  # updates of the weights
-    "loss",
-    "lr",
-    "z_std",  # std of z/|z|, mean over channels
-    "z_std_relative",  # the same times sqrt(d)
-    "grad_norm",
     "images_per_s",
-    "knn_top1",  # percent
-    "effective_rank",
+    *(metric.name for metric in CATALOGUE if metric.always),
 )
-FINALS = ("loss", "z_std", "z_std_relative", "knn_top1", "effective_rank")
 RUN_COLUMNS = (
     "run",  # name of the folder
     "config",  # the name without its seed: runs that share it are repetitions of one configuration
@@ -48,7 +42,7 @@ RUN_COLUMNS = (
     "stopped_early",
     "epoch",  # reached
     "step",
-    *(f"final_{name}" for name in FINALS),  # NaN until done
+    *(f"final_{name}" for name in CURVES),  # NaN until done, and where it was not logged
     "untrained_knn_top1",  # percent, before the first step
     "reference_raw_pixels",  # percent, kNN on raw pixels
     "reference_chance",  # percent
@@ -212,7 +206,7 @@ def _progress(folder: Path, contents: Contents, notes: list[str]) -> dict[str, A
             notes.append("result.json: it has no final numbers")
             final = {}
         note_missing(result, ("outcome", *_COSTS), "result.json", notes)
-        row |= {f"final_{name}": number(final.get(name), f"result.json: final {name}", notes) for name in FINALS}
+        row |= {f"final_{name}": number(final.get(name), f"result.json: final {name}", notes) for name in CURVES}
         row |= {name: number(result.get(name), f"result.json: {name}", notes) for name in _COSTS}
         outcome = text(result.get("outcome"), "result.json: outcome", notes)
         if isinstance(outcome, str) and outcome not in OUTCOMES:
