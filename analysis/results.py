@@ -231,18 +231,11 @@ def _state(folder: Path, state: Mapping[str, Any], notes: list[str], *, has_poin
     """As the store sees it; a folder without leases (a copy of one) is as its state.json says."""
     said = text(state.get("state"), "state.json: state", notes)
     try:
-        odd = [name for name in ("state.json", "result.json") if (folder / name).exists() and _is_odd(folder / name)]
-        seen = "unknown" if odd else RunFolder(folder.parent, folder.name).status().state
+        seen = RunFolder(folder.parent, folder.name).status().state
     except (OSError, ValueError, TypeError, OverflowError):
         notes.append("its state cannot be read")
         return "unknown"
     return seen if seen != "pending" else said or ("unknown" if has_points else "pending")
-
-
-def _is_odd(path: Path) -> bool:
-    """Neither a file nor a folder: opening a pipe would wait for ever."""
-    mode = path.stat().st_mode
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 # --- the frames --------------------------------------------------------------------------------------------------
