@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from analysis.causes import Cause, causes_of
 from analysis.curves import end_of, num_turns, residual, smooth, trailing
 from analysis.loss_scale import LossScale, loss_scale
-from simsiam.collapse import ONE_LINE_BELOW, collapse_threshold
+from simsiam.catalogue import ONE_LINE_BELOW, collapse_threshold
 
 VERDICTS = (  # in the order in which one hides another
     "divergence",

@@ -18,22 +18,9 @@ from analysis.formats import MINUS
 from analysis.inference import Region, rise
 from analysis.results import counts, describe_state
 from experiments.claims import Band, Check, Event, Final, Order, Ratio, Same, Trend
+from simsiam.catalogue import METRICS, REFERENCES
 
 Values = dict[int, float]  # by seed
-
-NAMES = {
-    "knn_top1": "kNN top-1",
-    "loss": "loss",
-    "z_std": "std of z/|z|",
-    "z_std_relative": "std × √d",  # noqa: RUF001
-    "effective_rank": "effective rank",
-    "loss_roughness": "roughness of the loss",
-}
-_REFERENCE_COLUMNS = {
-    "chance": "reference_chance",
-    "untrained": "untrained_knn_top1",
-    "raw pixels": "reference_raw_pixels",
-}
 
 
 @dataclass(frozen=True)
@@ -110,22 +97,22 @@ class Evidence:
         """What a numeric check measures; none for a check on events."""
         if isinstance(check, Final):
             values, region = self.finals(check.of, check.metric), _region(check)
-            return [Quantity(f"{NAMES[check.metric]} of '{check.of}'", check.metric, values, region, False)]
+            return [Quantity(f"{_name(check.metric)} of '{check.of}'", check.metric, values, region, False)]
         if isinstance(check, Ratio):
-            name = f"{NAMES[check.metric]} of '{check.of}', divided by {check.to},"
+            name = f"{_name(check.metric)} of '{check.of}', divided by {check.to},"
             return [Quantity(name, "ratio", self._ratios(check), _region(check), False)]
         if isinstance(check, Trend):
             sign = 1 if check.direction == "rises" else -1
             region = Region(low=check.by) if sign > 0 else Region(high=-check.by)
             if check.of is not None:
                 values = self._per_run(check.of, lambda run: rise(*self.curve(run, check.metric)))
-                name = f"change of {NAMES[check.metric]} over the training of '{check.of}'"
+                name = f"change of {_name(check.metric)} over the training of '{check.of}'"
             else:
                 across = check.across or ()
                 values = _common(
                     [self.finals(name, check.metric) for name in across], lambda *y: rise(range(len(y)), y)
                 )
-                name = f"change of {NAMES[check.metric]} from '{across[0]}' to '{across[-1]}' along a line"
+                name = f"change of {_name(check.metric)} from '{across[0]}' to '{across[-1]}' along a line"
             return [Quantity(name, check.metric, values, region, True, check.by)]
         if isinstance(check, Order):
             terms = [self.finals(name, check.metric) for name in (*check.higher, *check.lower)]
@@ -135,12 +122,12 @@ class Evidence:
                 values = _common(terms, lambda a, b, c, d: (a - b) - (c - d))
                 gains = (f"('{one}' minus '{other}')" for one, other in (check.higher, check.lower))
                 name = " minus ".join(gains)
-            name = f"{NAMES[check.metric]}, {name},"
+            name = f"{_name(check.metric)}, {name},"
             return [Quantity(name, check.metric, values, Region(low=check.by), True, check.by)]
         if isinstance(check, Same):
             return [
                 Quantity(
-                    f"{NAMES[check.metric]}, '{one}' minus '{other}',",
+                    f"{_name(check.metric)}, '{one}' minus '{other}',",
                     check.metric,
                     paired_differences(self.finals(one, check.metric), self.finals(other, check.metric)),
                     Region(-check.within, check.within),
@@ -170,7 +157,7 @@ class Evidence:
             if math.isfinite(end)
         )
         since = f" from {100 * check.after:.0f} % of the training on" if check.after else ""
-        return Count(f"{NAMES[check.metric]} of '{check.of}' stays {band}{since}", happened, "all")
+        return Count(f"{_name(check.metric)} of '{check.of}' stays {band}{since}", happened, "all")
 
     def finals(self, variant: str, metric: str) -> Values:
         """The metric at the end of each run that ended and did not diverge."""
@@ -190,13 +177,17 @@ class Evidence:
     def _ratios(self, check: Ratio) -> Values:
         if check.to == "1/sqrt(d)":
             return self.finals(check.of, "z_std_relative")
-        column = _REFERENCE_COLUMNS[check.to]
+        column = REFERENCES[check.to].column
         return self._per_run(check.of, lambda run: float(run[f"final_{check.metric}"]) / float(run[column]))
 
     def _per_run(self, variant: str, value: Callable[[pd.Series], float]) -> Values:
         ended = self.ended(variant)
         values = {int(run["seed"]): value(run) for _, run in ended[counts(ended)].iterrows()}
         return {seed: number for seed, number in values.items() if math.isfinite(number)}
+
+
+def _name(metric: str) -> str:
+    return METRICS[metric].name_in_table
 
 
 def paired_differences(one: Mapping[int, float], other: Mapping[int, float]) -> Values:

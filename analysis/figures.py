@@ -27,32 +27,10 @@ from numpy.typing import NDArray
 from analysis import style
 from analysis.curves import outline
 from analysis.fonts import text_width, use_fonts_for, wrap
-from experiments.study_figures import FIG_2
+from simsiam.catalogue import FIG_2, METRICS, REFERENCES
 
 Curve = NDArray[np.float64]  # (n, 2): epoch, value
 
-LABELS = {
-    "loss": "training loss",
-    "z_std_relative": "std of z/|z| (units of 1/√d)",
-    "knn_top1": "kNN top-1 (%)",
-    "z_std": "std of z/|z|",
-    "positive_cosine": "cosine of $z_1$ and $z_2$",
-    "uniformity": "uniformity of z/|z| (nats)",
-    "centre": "centre, |E (z/|z|)|²",
-    "effective_rank": "effective rank of z",
-    "explained_variance_area": "area under explained\nvariance of z",
-    "lr": "learning rate",
-    "grad_norm": "|gradient|",
-    "grad_norm_backbone": "|gradient|, backbone",
-    "grad_norm_projector": "|gradient|, projector",
-    "grad_norm_predictor": "|gradient|, predictor h",
-    "predictor_alignment": "|WC - CW| / (|W| |C|)",
-}
-LEVELS = {  # what a metric is when all images have one z, where that can be drawn without flattening the curve
-    "positive_cosine": (1.0, "equal", "--"),
-    "centre": (1.0, "a point", "--"),
-    "uniformity": (0.0, "a point", "--"),
-}
 LOSS_NAMES = {"cosine": "negative cosine", "squared-distance": "squared distance"}
 
 
@@ -229,10 +207,11 @@ def draw_panel(
     elif metric == "knn_top1":
         _finish_knn(ax, runs)
     else:
-        ax.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
-        if metric.startswith("grad_norm"):
+        known = METRICS.get(metric)  # a notebook may draw any column of the points
+        ax.set_ylabel(known.axis if known else metric.replace("_", " "))
+        if known and known.log_axis:
             ax.set_yscale("log")
-        reference_lines(ax, [LEVELS[metric]] if metric in LEVELS else [])
+        reference_lines(ax, [(known.level.value, known.level.label, "--")] if known and known.level else [])
     horizon = _horizon(points, runs)
     ax.set_xlim(0, horizon)
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=horizon >= 3, min_n_ticks=3))
@@ -287,7 +266,9 @@ def _finish_loss(
     ax: Axes, groups: Sequence[Group], curves: dict[Group, list[Curve]], points: pd.DataFrame, several: bool
 ) -> None:
     loss = groups[0].loss if groups else ""
-    ax.set_ylabel(f"{LABELS['loss']}\n({LOSS_NAMES.get(loss, loss) or 'unknown'})" if several else LABELS["loss"])
+    ax.set_ylabel(
+        f"{METRICS['loss'].axis}\n({LOSS_NAMES.get(loss, loss) or 'unknown'})" if several else METRICS["loss"].axis
+    )
     diverged = set(points.loc[points["diverged"], "run"])
     kept = [
         curve[:, 1] for group, of_group in curves.items() if not diverged & set(group.runs) for curve in of_group
@@ -318,14 +299,14 @@ def _mark_divergence(ax: Axes, group: Group, of_run: pd.DataFrame) -> None:
 
 
 def _finish_std(ax: Axes, curves: dict[Group, list[Curve]]) -> None:
-    ax.set_ylabel(LABELS["z_std_relative"])
+    ax.set_ylabel(METRICS["z_std_relative"].axis)
     highest = max((curve[:, 1].max() for of_group in curves.values() for curve in of_group), default=1.0)
     ax.set_ylim(0, 1.08 * max(highest, 1.0))
     reference_lines(ax, [(1.0, "1/√d", "--")])
 
 
 def _finish_knn(ax: Axes, runs: pd.DataFrame) -> None:
-    ax.set_ylabel(LABELS["knn_top1"])
+    ax.set_ylabel(METRICS["knn_top1"].axis)
     lines = []
     for name, (low, high), dashes in reference_values(runs):
         if high - low > 0.1:  # runs on different data have different lines
@@ -341,14 +322,11 @@ def reference_values(runs: pd.DataFrame) -> Iterator[tuple[str, tuple[float, flo
 
     Of the untrained networks it is the mean, twice: their spread is that of the random weights.
     """
-    for name, column, dashes in (
-        ("raw pixels", "reference_raw_pixels", "--"),
-        ("untrained", "untrained_knn_top1", (0, (1, 1))),
-        ("chance", "reference_chance", "-."),
-    ):
+    for name, dashes in (("raw pixels", "--"), ("untrained", (0, (1, 1))), ("chance", "-.")):
+        column = REFERENCES[name].column
         values = runs[column].dropna().to_numpy(float) if column in runs else np.array([])
         if len(values):
-            ends = (values.mean(), values.mean()) if column == "untrained_knn_top1" else (values.min(), values.max())
+            ends = (values.mean(), values.mean()) if name == "untrained" else (values.min(), values.max())
             yield name, (float(ends[0]), float(ends[1])), dashes
 
 

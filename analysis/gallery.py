@@ -16,31 +16,9 @@ from analysis.map_figure import chosen_runs, draw_map, project
 from analysis.results import counts
 from analysis.spectrum_figure import LOWEST, draw_spectra, spectra_by_group
 from analysis.sweeps import METRIC, label_of, plot_sweep
-from experiments.study_figures import FIG_2, Curves, Linear, Map, Spectrum, StudyFigure, Sweep
+from experiments.study_figures import Curves, Linear, Map, Spectrum, StudyFigure, Sweep
+from simsiam.catalogue import FIG_2, METRICS
 
-MEANINGS = {  # of each metric its name, and what a value of it says; "" where the name does
-    "loss": ("training loss", ""),
-    "z_std_relative": ("std of z/|z|", "mean over channels, in units of 1/√d"),
-    "knn_top1": ("kNN top-1 accuracy", "percent"),
-    "z_std": ("std of z/|z|", "mean over channels"),
-    "positive_cosine": ("cosine of the views", "mean over z₁ and z₂ of each image, 1 where they are equal"),
-    "uniformity": ("uniformity", "log E exp(-2 |z - z'|²) over pairs of unit vectors of the batch, 0 for one point"),
-    "centre": ("centre", "|E (z/|z|)|², 1 where all z are one point"),
-    "effective_rank": ("effective rank of z", "RankMe, on held-out images"),
-    "explained_variance_area": (
-        "area under the explained variance of z",
-        "of held-out images, 1 where one direction carries all and near 1/2 where all carry the same",
-    ),
-    "lr": ("learning rate", "the encoder's"),
-    "grad_norm": ("norm of the gradient", "over all weights"),
-    "grad_norm_backbone": ("norm of the backbone's gradient", ""),
-    "grad_norm_projector": ("norm of the projector's gradient", ""),
-    "grad_norm_predictor": ("norm of the predictor's gradient", ""),
-    "predictor_alignment": (
-        "alignment of predictor and features",
-        "how far the weight W of a linear h commutes with the correlation C of z, 0 where they share eigenvectors",
-    ),
-}
 NOT_LOGGED = "evaluation.diagnostics is off, or they are of an older version"
 
 
@@ -93,11 +71,12 @@ def _fig_2(figure: Curves, points: pd.DataFrame, runs: pd.DataFrame) -> Drawing:
 
 def _curves(figure: Curves, points: pd.DataFrame, runs: pd.DataFrame) -> Drawing:
     logged = [metric for metric in figure.metrics if metric in points and points[metric].notna().any()]
-    names = " and ".join(", ".join(MEANINGS[metric][0] for metric in logged or figure.metrics).rsplit(", ", 1))
+    names = " and ".join(", ".join(METRICS[metric].title for metric in logged or figure.metrics).rsplit(", ", 1))
     heading = f"{names[0].upper()}{names[1:]} over training"
     if not logged:
         return _absent(figure, heading, runs, f"none of its runs logged {', '.join(figure.metrics)}: {NOT_LOGGED}")
-    meanings = [f"{name} ({meaning})" if meaning else name for name, meaning in map(MEANINGS.__getitem__, logged)]
+    drawn = map(METRICS.__getitem__, logged)
+    meanings = [f"{one.title} ({one.definition})" if one.definition else one.title for one in drawn]
     caption = f"Against epochs: {'; '.join(meanings)}. {_lines_and_bands(runs[runs['run'].isin(points['run'])])}"
     left_out = [metric for metric in figure.metrics if metric not in logged]
     if left_out:

@@ -23,6 +23,7 @@ from analysis.results import counts, describe_state, device_hours
 from analysis.tables import Table
 from analysis.verdicts import Verdict
 from experiments.study import Study
+from simsiam.catalogue import REFERENCES
 from simsiam.config import description
 
 
@@ -71,7 +72,8 @@ def render(
         differing=differing,
         shared=shared,
         references=[
-            (name, summary.percent_range(low, high), MEANINGS[name]) for name, (low, high), _ in reference_values(runs)
+            (name, summary.percent_range(low, high), REFERENCES[name].meaning)
+            for name, (low, high), _ in reference_values(runs)
         ],
         runs=run_lines(runs, out_dir),
         provenance=provenance(runs),
@@ -96,14 +98,6 @@ def template(name: str) -> jinja2.Template:
 def kinds(verdicts: Sequence[Verdict]) -> list[str]:
     """How what was checked differs from what the paper claims, each sentence once."""
     return list(dict.fromkeys(sentence for verdict in verdicts for sentence in verdict.difference_in_kind))
-
-
-MEANINGS = {
-    "raw pixels": "The same kNN on the pixels themselves: what the images give away without any network.",
-    "untrained": "The same kNN on the features of the networks before their first step, mean over the runs: what the "
-    "architecture and random weights give. Only what is above it was learnt.",
-    "chance": "The share of the most frequent class among the images that are classified.",
-}
 
 
 def data_uri(svg: bytes) -> str:

@@ -24,21 +24,15 @@ import pandas as pd
 from analysis import cache
 from analysis.run_files import PROVENANCE_TEXTS, Contents, note_missing, number, read_contents, read_object, text
 from experiments.store import RunFolder
+from simsiam.catalogue import CATALOGUE, CURVES
 from simsiam.config import Settings, flatten
 
-POINT_COLUMNS = (  # of each logged point, with its unit
+POINT_COLUMNS = (  # of each logged point; the metrics among them are those that every run logs
     "epoch",  # passes over the training set, fractional
     "step",  # updates of the weights
-    "loss",
-    "lr",
-    "z_std",  # std of z/|z|, mean over channels
-    "z_std_relative",  # the same times sqrt(d)
-    "grad_norm",
     "images_per_s",
-    "knn_top1",  # percent
-    "effective_rank",
+    *(metric.name for metric in CATALOGUE if metric.always),
 )
-FINALS = ("loss", "z_std", "z_std_relative", "knn_top1", "effective_rank")
 RUN_COLUMNS = (
     "run",  # name of the folder
     "config",  # the name without its seed: runs that share it are repetitions of one configuration
@@ -48,7 +42,7 @@ RUN_COLUMNS = (
     "stopped_early",
     "epoch",  # reached
     "step",
-    *(f"final_{name}" for name in FINALS),  # NaN until done; see counts
+    *(f"final_{name}" for name in CURVES),  # NaN until done, and where it was not logged; see counts
     "untrained_knn_top1",  # percent, before the first step
     "reference_raw_pixels",  # percent, kNN on raw pixels
     "reference_chance",  # percent
@@ -227,7 +221,7 @@ def _progress(folder: Path, contents: Contents, notes: list[str]) -> dict[str, A
             notes.append("result.json: it has no final numbers")
             final = {}
         note_missing(result, ("outcome", *_COSTS), "result.json", notes)
-        row |= {f"final_{name}": number(final.get(name), f"result.json: final {name}", notes) for name in FINALS}
+        row |= {f"final_{name}": number(final.get(name), f"result.json: final {name}", notes) for name in CURVES}
         row |= {name: number(result.get(name), f"result.json: {name}", notes) for name in _COSTS}
         outcome = text(result.get("outcome"), "result.json: outcome", notes)
         if isinstance(outcome, str) and outcome not in OUTCOMES:
@@ -252,18 +246,11 @@ def _state(folder: Path, state: Mapping[str, Any], notes: list[str], *, has_poin
     """As the store sees it; a folder without leases (a copy of one) is as its state.json says."""
     said = text(state.get("state"), "state.json: state", notes)
     try:
-        odd = [name for name in ("state.json", "result.json") if (folder / name).exists() and _is_odd(folder / name)]
-        seen = "unknown" if odd else RunFolder(folder.parent, folder.name).status().state
+        seen = RunFolder(folder.parent, folder.name).status().state
     except (OSError, ValueError, TypeError, OverflowError):
         notes.append("its state cannot be read")
         return "unknown"
     return seen if seen != "pending" else said or ("unknown" if has_points else "pending")
-
-
-def _is_odd(path: Path) -> bool:
-    """Neither a file nor a folder: opening a pipe would wait for ever."""
-    mode = path.stat().st_mode
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 # --- the frames --------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The files of one run, read so that no content can stop the reader: what is damaged is left out, and named.
 
-A run folder may come from a stranger, be half copied, or be written to at this moment. So nothing here trusts the type
-or the size of a value, and nothing raises for what it finds: each finding goes into ``notes``.
+A run folder may be half copied, of an older version, or written to at this moment. So nothing here trusts the type of a
+value, and nothing raises for what it finds: each finding goes into ``notes``. What a folder from a stranger can and
+cannot do is in docs/run-folder.md.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import contextlib
 import itertools
 import json
 import math
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,20 +25,10 @@ from simsiam import metrics
 from simsiam.config import Settings, flatten
 
 MOST_BYTES = 2**20  # of a settings, provenance, state or result file: a real one has a few thousand
-# Each level of nesting takes one of these signs. libyaml's binding recurses without a limit, and a deep text ends the
-# process, so a text with more of them than any real one goes through the slow parser, which has a limit.
-_NESTING, _MOST_NESTING = "[{-?:", 1000
 MOST_COLUMNS = 256  # of the points: a real run logs about a dozen
 RESERVED = ("run", "config", "seed")  # columns that say whose point it is
 LISTS = ("spectrum",)  # what is no single number, and too large for a table of all runs
 _UNREADABLE = (OSError, ValueError, RecursionError, MemoryError, yaml.YAMLError, TypeError, KeyError, AttributeError)
-
-
-class _Constant(str):
-    """NaN or Infinity, which JSON has not and no file of ours holds: neither a number nor a text."""
-
-
-_DECODER = json.JSONDecoder(parse_constant=_Constant)
 
 
 @dataclass
@@ -73,7 +63,7 @@ def content_files(folder: Path) -> list[Path]:
 def read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
     """The JSON object in a small file; None if there is none, and a note if there is a file that holds no object."""
     try:
-        value = _DECODER.decode(_text(path, MOST_BYTES))
+        value = json.loads(_text(path, MOST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except _UNREADABLE:
@@ -120,11 +110,8 @@ def _short(value: Any) -> str:
 
 
 def _text(path: Path, most_bytes: int | None = None) -> str:
-    """The text of a regular file: opening a pipe would wait for ever, and a device may have no end."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path} is no file")
-    if most_bytes is not None and status.st_size > most_bytes:
+    """The text of a file that is no longer than ``most_bytes``."""
+    if most_bytes is not None and path.stat().st_size > most_bytes:
         raise ValueError(f"{path} is too long")
     return path.read_text(encoding="utf-8")
 
@@ -135,8 +122,7 @@ def _text(path: Path, most_bytes: int | None = None) -> str:
 def _settings(folder: Path, notes: list[str]) -> dict[str, Any] | None:
     try:
         content = _text(folder / "config.yaml", MOST_BYTES)
-        quick = sum(content.count(sign) for sign in _NESTING) <= _MOST_NESTING
-        nested = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader) if quick else yaml.SafeLoader)
+        nested = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         flat = {
             f"{key}.{leaf}" if leaf else str(key): value
             for key, section in nested.items()
@@ -273,7 +259,7 @@ def _lines(path: Path, notes: list[str], mark: str = "") -> list[metrics.Point]:
 
 def _line(line: str) -> metrics.Point:
     try:
-        value = _DECODER.decode(line)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -28,7 +28,7 @@ from analysis.figures import Group, column_of, make_groups
 from analysis.panels import is_outer, make_panels
 from analysis.results import counted_or_all
 from analysis.run_files import is_number, read_with
-from simsiam.spectra import spectrum_ranks
+from simsiam.catalogue import spectrum_ranks
 
 MOST_LINES = 5  # of a variant: more evaluations than that are thinned out evenly, the first and the last stay
 LOWEST = 1e-5  # of the axis; singular values below it are what rounding makes of 0

@@ -14,13 +14,9 @@ from analysis.inference import LEVEL
 from analysis.results import counts, describe_state, device_hours
 from analysis.tables import Column, Entry, Table
 from experiments.study import PaperResult
+from simsiam.catalogue import CATALOGUE, Metric
 
-OURS = (  # key, column of the runs, heading, decimals for a single run, most decimals
-    ("knn_top1", "final_knn_top1", "kNN top-1 (%)", 1, 2),
-    ("z_std_relative", "final_z_std_relative", "std × √d", 2, 4),  # noqa: RUF001
-    ("effective_rank", "final_effective_rank", "effective rank", 0, 1),
-    ("loss", "final_loss", "loss", 3, 4),
-)
+OURS = tuple(metric for metric in CATALOGUE if metric.in_table)  # in order of their columns
 
 
 def study_table(
@@ -43,7 +39,7 @@ def study_table(
     has_differences = any(differences.against.values())
     has_directions = any(differences.paper_difference(name) is not None for name in paper)
     top1, others = (
-        [Column(key, heading, ours, width=5.5 if key == "knn_top1" else None) for key, _, heading, _, _ in part]
+        [Column(metric.name, metric.heading, ours, width=5.5 if metric is OURS[0] else None) for metric in part]
         for part in (OURS[:1], OURS[1:])
     )
     columns = [
@@ -62,7 +58,7 @@ def study_table(
         entries = {
             "variant": Entry(name or "(no name)", exact={"": name}),
             "paper_top1": paper_entry(result),
-            **{key: estimate_entry(of_variant, column, single, most) for key, column, _, single, most in OURS},
+            **{metric.name: estimate_entry(of_variant, metric) for metric in OURS},
             "difference": differences.difference_entry(name),
             "direction": differences.direction_entry(name),
             "outcome": outcome_entry(of_variant),
@@ -140,18 +136,18 @@ def paper_entry(result: PaperResult) -> Entry:
     return Entry(text, exact=exact)
 
 
-def estimate_entry(runs: pd.DataFrame, column: str, single: int, most: int) -> Entry:
-    """Mean and standard deviation of a final value over the runs of a variant that ended with one."""
+def estimate_entry(runs: pd.DataFrame, metric: Metric) -> Entry:
+    """Mean and standard deviation of a metric's final value over the runs of a variant that ended with one."""
     ended = runs[counts(runs)]
-    values = ended[column].dropna().to_numpy(float)
+    values = ended[f"final_{metric.name}"].dropna().to_numpy(float)
     values = values[np.isfinite(values)]
     mean = float(values.mean()) if len(values) else math.nan
     sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
     exact: dict[str, float | int | str] = {"_mean": mean, "_sd": sd, "_runs": len(values)}
     if not len(values):
         return Entry(reason=_why_nothing(runs), exact=exact)
-    text = format_estimate(mean, sd, single, most)
-    if len(values) < len(runs) and column == "final_knn_top1":
+    text = format_estimate(mean, sd, metric.decimals, metric.most_decimals)
+    if len(values) < len(runs) and metric is OURS[0]:
         text += f" ({len(values)} of {len(runs)})"
     return Entry(text, exact=exact)
 

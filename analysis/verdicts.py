@@ -13,11 +13,11 @@ from analysis.evidence import Count, Evidence, Quantity
 from analysis.formats import MINUS
 from analysis.inference import MOST_SEEDS, Interval, Outcome, judge
 from experiments.claims import Band, Check, Claim, Event, Order, Same, Trend
+from simsiam.catalogue import METRICS
 
 Direction = Literal["agrees", "disagrees", "unclear", "not run"]
 
 EVENT_SEEDS = 3  # of which all must agree; what happens to half of all seeds happens to three in a row once in eight
-_DECIMALS = {"knn_top1": 1, "loss": 3, "z_std": 4, "z_std_relative": 2, "effective_rank": 1, "loss_roughness": 4}
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,8 @@ def _excess(quantity: Quantity) -> float:
 def _number(value: float, quantity: Quantity) -> str:
     """A value, with its sign if it is a difference."""
     sign = "+" if quantity.is_difference else ""
-    return f"{value:{sign}.{_DECIMALS.get(quantity.metric, 2)}f}".replace("-", MINUS)
+    decimals = METRICS[quantity.metric].decimals if quantity.metric in METRICS else 2  # a ratio is no metric
+    return f"{value:{sign}.{decimals}f}".replace("-", MINUS)
 
 
 def _needs(quantity: Quantity) -> str:

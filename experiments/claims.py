@@ -13,30 +13,18 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from experiments.documents import Document, parse_kind, parse_model
+from simsiam.catalogue import CATALOGUE, REFERENCES
 from simsiam.config import SettingsError, nearest
 
 SCALES = ("smoke", "cpu", "cifar", "imagenet")
 
-METRICS = {  # of a run, in the unit in which thresholds are written
-    "knn_top1": "kNN top-1 accuracy at the end (percent)",
-    "loss": "training loss at the end",
-    "z_std": "std of z/|z| at the end",
-    "z_std_relative": "std of z/|z| at the end, times sqrt(d)",
-    "effective_rank": "effective rank of z at the end",
-    "loss_roughness": "mean change of the loss from one logged point to the next, second half of training",
-}
-CURVES = ("knn_top1", "loss", "z_std", "z_std_relative", "effective_rank")  # the metrics that have one
+METRICS = tuple(metric.name for metric in CATALOGUE if metric.in_claims)
+CURVES = tuple(metric.name for metric in CATALOGUE if metric.in_claims and metric.is_curve)
 EVENTS = {
     "collapsed": "z collapsed to a constant or a line",
     "diverged": "the loss stopped being finite",
     "healthy": "neither collapsed nor diverged",
     "nothing learnt": "kNN accuracy ended no higher than that of the untrained network",
-}
-REFERENCES = {  # what a metric can be divided by
-    "chance": "knn_top1",
-    "untrained": "knn_top1",
-    "raw pixels": "knn_top1",
-    "1/sqrt(d)": "z_std",
 }
 
 
@@ -49,7 +37,7 @@ def _one_of(kind: str, known: tuple[str, ...]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-Metric = Annotated[str, _one_of("metric", tuple(METRICS))]
+Metric = Annotated[str, _one_of("metric", METRICS)]
 Curve = Annotated[str, _one_of("metric with a curve", CURVES)]
 Positive = Annotated[float, Field(gt=0)]
 Events = Annotated[
@@ -111,8 +99,9 @@ class Ratio(_Threshold):
 
     @model_validator(mode="after")
     def _fits(self) -> Ratio:
-        if REFERENCES[self.to] != self.metric:
-            raise ValueError(f"{self.metric} has no ratio to {self.to}; {REFERENCES[self.to]} has")
+        fitting = [metric.name for metric in CATALOGUE if self.to in metric.references]
+        if self.metric not in fitting:
+            raise ValueError(f"{self.metric} has no ratio to {self.to}; {', '.join(fitting)} has")
         return self
 
 

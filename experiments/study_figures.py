@@ -13,26 +13,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from experiments.documents import Document, parse_kind
 from experiments.layers import Value, check_paths
+from simsiam.catalogue import CURVES, FIG_2
 from simsiam.config import Settings, SettingsError, flatten, nearest
-
-CURVES = (  # the metrics that have a curve, see docs/run-folder.md
-    "loss",
-    "z_std_relative",
-    "knn_top1",
-    "z_std",
-    "positive_cosine",
-    "uniformity",
-    "centre",
-    "effective_rank",
-    "explained_variance_area",
-    "lr",
-    "grad_norm",
-    "grad_norm_backbone",
-    "grad_norm_projector",
-    "grad_norm_predictor",
-    "predictor_alignment",
-)
-FIG_2 = ("loss", "z_std_relative", "knn_top1")  # the three panels of the paper's Figure 2
 
 
 def _check_metric(value: Any) -> Any:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from simsiam.collapse import ONE_LINE_BELOW, collapse_threshold
+from simsiam.catalogue import ONE_LINE_BELOW, collapse_threshold
 from simsiam.config import Settings
 
 
@@ -103,3 +104,9 @@ def is_collapsed(settings: Settings, z_std_relative: float, rank: float) -> bool
         settings.batch_size, bn_output=projector.bn_output, bn_output_affine=projector.bn_output_affine
     )
     return z_std_relative < threshold or rank < ONE_LINE_BELOW
+
+
+# What is logged where ``evaluation.diagnostics`` is on, by its name in the catalogue: to log another, add it here.
+OF_VIEWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"positive_cosine": positive_cosine}  # of z1, z2 of a batch
+OF_A_VIEW: dict[str, Callable[[Tensor], Tensor]] = {"uniformity": uniformity, "centre": centre}  # mean of both views
+OF_A_SPECTRUM: dict[str, Callable[[Tensor], float]] = {"explained_variance_area": explained_variance_area}  # held-out z

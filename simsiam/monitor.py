@@ -10,20 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from simsiam.catalogue import spectrum_ranks
 from simsiam.diagnostics import (
-    centre,
+    OF_A_SPECTRUM,
+    OF_A_VIEW,
+    OF_VIEWS,
     effective_rank,
-    explained_variance_area,
     output_std,
-    positive_cosine,
     predictor_alignment,
     spectrum,
-    uniformity,
 )
 from simsiam.files import write_atomically
 from simsiam.metrics import Point
 from simsiam.siamese import Siamese
-from simsiam.spectra import spectrum_ranks
 
 EMBEDDINGS = 1000  # held-out images whose z is kept for pictures
 
@@ -50,9 +49,8 @@ def of_step(model: Siamese, z1: Tensor, z2: Tensor, *, more: bool) -> Point:
     }
     if more:
         point |= {
-            "positive_cosine": positive_cosine(z1, z2).item(),
-            "uniformity": (uniformity(z1) + uniformity(z2)).item() / 2,
-            "centre": (centre(z1) + centre(z2)).item() / 2,
+            **{name: measure(z1, z2).item() for name, measure in OF_VIEWS.items()},
+            **{name: (measure(z1) + measure(z2)).item() / 2 for name, measure in OF_A_VIEW.items()},
         }
         parts = {"backbone": model.backbone, "projector": model.projector, "predictor": model.predictor}
         norms = {f"grad_norm_{name}": _gradient_norm(part.parameters()) for name, part in parts.items()}
@@ -68,7 +66,8 @@ def of_projections(z: Tensor, *, more: bool) -> Point:
     if more:
         singular = spectrum(z)
         kept = singular.cpu().numpy()[spectrum_ranks(len(singular)) - 1]
-        point |= {"explained_variance_area": explained_variance_area(singular), "spectrum": kept.tolist()}
+        point |= {name: measure(singular) for name, measure in OF_A_SPECTRUM.items()}
+        point["spectrum"] = kept.tolist()
     return point
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import trapezoid
 
-from simsiam.collapse import collapse_threshold
+from simsiam.catalogue import collapse_threshold
 from simsiam.config import Settings
 from simsiam.diagnostics import (
     centre,

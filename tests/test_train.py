@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from simsiam import checkpoint, metrics
+from simsiam.catalogue import spectrum_ranks
 from simsiam.config import Settings, config_id, flatten
 from simsiam.data import Dataset, Split, load
-from simsiam.spectra import spectrum_ranks
 from simsiam.train import Hooks, train
 from tests.conftest import ROOT
 
@@ -157,7 +157,7 @@ from pathlib import Path
 import torch
 from simsiam.config import validate
 from simsiam.data import load
-from simsiam.spectra import spectrum_ranks
+from simsiam.catalogue import spectrum_ranks
 from simsiam.train import Hooks, train
 torch.set_num_threads(1)
 folder, attempt = Path(sys.argv[1]), int(sys.argv[2])
