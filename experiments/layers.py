@@ -12,7 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from experiments.documents import Document, parse_value, read
+from pydantic import BaseModel, ConfigDict
+
+from experiments.documents import Document, parse_model, parse_value, read
 from simsiam.config import Settings, SettingsError, dotted_paths, flatten, unknown, validate
 
 
@@ -25,6 +27,32 @@ class Value:
 
 
 Layer = Mapping[str, Value]  # by dotted path
+
+
+class Block(BaseModel):
+    """What a file says of settings, in one place of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    include: str | tuple[str, ...] = ()  # other files, whose blocks come first
+    settings: dict[str, Any] = {}  # nested (``optimizer: {lr: 0.05}``) or dotted (``optimizer.lr: 0.05``)
+
+
+class ScaledBlock(Block):
+    """A block, and what it has at one scale beside that."""
+
+    scales: dict[str, Block] = {}
+
+
+class IncludedFile(ScaledBlock):
+    """A file that studies and variants include: a method, or whatever they share."""
+
+    title: str = ""  # of a method that is a column of the table of methods
+
+
+def read_included(path: Path) -> tuple[IncludedFile, Document]:
+    """An included file. Raises SettingsError."""
+    document = read(path)
+    return parse_model(IncludedFile, document, lambda _: list(IncludedFile.model_fields)), document
 
 
 @dataclass(frozen=True)
@@ -50,51 +78,40 @@ def resolve(layers: Iterable[Layer], blame: str = "") -> Resolved:
     return Resolved(settings, origins)
 
 
-def layer_from_document(
-    document: Document, kind: str, scale: str | None, keys: tuple[str, ...] = (), including: tuple[Path, ...] = ()
+def layer_of(
+    block: Block,
+    document: Document,
+    kind: str,
+    scale: str | None,
+    keys: tuple[str, ...] = (),
+    including: tuple[Path, ...] = (),
 ) -> Layer:
-    """The layer that a mapping in a document describes at a scale.
+    """The layer that a block, at ``keys`` of its document, describes at a scale.
 
     Its ``include`` files come first, its ``settings`` over them, and over these what its ``scales`` have for the scale.
-    Settings are written nested (``optimizer: {lr: 0.05}``) or dotted (``optimizer.lr: 0.05``). ``kind`` is the word
-    for the place in an origin ("scale", "study", "variant"). Raises SettingsError for an include that leads back to
-    itself, an unknown setting, and a setting that is written twice.
+    ``kind`` is the word for the place in an origin ("scale", "study", "variant"). Raises SettingsError for an include
+    that leads back to itself, an unknown setting, and a setting that is written twice.
     """
-    block: Any = document.content
-    for key in keys:
-        block = block[key]
     if document.path.resolve() not in including:
         including = (*including, document.path.resolve())
     layer: dict[str, Value] = {}
-    includes = block.get("include", ())
-    for index, name in enumerate(includes if isinstance(includes, tuple) else (includes,)):
-        place = (*keys, "include", str(index)) if isinstance(includes, tuple) else (*keys, "include")
-        file = document.path.parent / document.written.get(place, str(name))
+    for name in block.include if isinstance(block.include, tuple) else (block.include,):
+        place = document.at(*keys, "include")
+        file = document.path.parent / name
         if file.resolve() in including:
             chain = " -> ".join(step.name for step in (*including, file.resolve()))
-            raise SettingsError(f"include: {chain} goes round in a circle  [{document.at(*keys, 'include')}]")
+            raise SettingsError(f"include: {chain} goes round in a circle  [{place}]")
         try:
-            included = read(file)
+            theirs, included = read_included(file)
         except SettingsError as error:
-            raise SettingsError(f"include: {error}  [{document.at(*keys, 'include')}]") from None
-        extra = set(included.content) - {"include", "settings", "scales"}
-        if extra:
-            raise SettingsError(
-                f"{sorted(extra)[0]}: an included file may hold `settings`, `scales` and `include` only"
-                f"  [{included.at(sorted(extra)[0])}]"
-            )
-        layer.update(layer_from_document(included, kind, scale, (), including))
-    settings = block.get("settings", {})
-    if not isinstance(settings, dict):
-        raise SettingsError(
-            f"settings: a mapping of settings is wanted, not {settings!r}  [{document.at(*keys, 'settings')}]"
-        )
+            raise SettingsError(f"include: {error}  [{place}]") from None
+        layer.update(layer_of(theirs, included, kind, scale, (), including))
     own: dict[str, Value] = {}
-    for path, names in _leaves(settings):
+    for path, names in _leaves(block.settings):
         origin = f"{kind}, {document.at(*keys, 'settings', *names)}"
         if path in own:
             raise SettingsError(f"{path}: is written twice (nested and dotted)  [{own[path].origin}; {origin}]")
-        value: Any = settings
+        value: Any = block.settings
         for name in names:
             value = value[name]
         if wants_text(path):
@@ -104,8 +121,9 @@ def layer_from_document(
     if "seed" in own:
         raise SettingsError(f"seed: is chosen with --seeds or `seeds:`, not in `settings:`  [{own['seed'].origin}]")
     layer.update(own)
-    if scale is not None and scale in block.get("scales", {}):
-        layer.update(layer_from_document(document, f"{kind} at {scale}", None, (*keys, "scales", scale)))
+    if isinstance(block, ScaledBlock) and scale in block.scales:
+        at_scale = block.scales[scale]
+        layer.update(layer_of(at_scale, document, f"{kind} at {scale}", None, (*keys, "scales", scale)))
     return layer
 
 

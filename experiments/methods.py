@@ -6,17 +6,23 @@ module imports no torch.
 
 from __future__ import annotations
 
-from experiments.documents import read
-from experiments.layers import layer_from_document, resolve
+from experiments.layers import layer_of, read_included, resolve
 from experiments.study import HERE, load_scale
 from simsiam.config import Settings
 
-METHODS = {"simsiam": "SimSiam", "byol": "BYOL", "simclr": "SimCLR", "swav": "SwAV", "moco-v2": "MoCo v2"}
+FOLDER = HERE / "methods"
+
+
+def method_titles() -> dict[str, str]:
+    """The methods that have a title, by the names of their files: ``{"byol": "BYOL", ...}``."""
+    titles = {path.stem: read_included(path)[0].title for path in sorted(FOLDER.glob("*.yaml"))}
+    return {name: title for name, title in titles.items() if title}
 
 
 def load_method(name: str, scale: str) -> Settings:
     """The settings of a method at a scale. Raises SettingsError."""
-    layer = layer_from_document(read(HERE / "methods" / f"{name}.yaml"), "method", scale)
+    block, document = read_included(FOLDER / f"{name}.yaml")
+    layer = layer_of(block, document, "method", scale)
     return resolve((load_scale(scale).layer, layer), blame=f"method '{name}': ").settings
 
 
@@ -62,8 +68,9 @@ def switches(s: Settings) -> dict[str, str]:
 
 
 def table() -> str:
-    """The five methods side by side as Markdown; at ``imagenet`` scale, which has each one's own recipe."""
-    columns = [switches(load_method(name, "imagenet")) for name in METHODS]
-    rows = [["", *METHODS.values()], ["---"] * (1 + len(METHODS))]
+    """The methods with a title side by side as Markdown; at ``imagenet`` scale, which has each one's own recipe."""
+    titles = method_titles()
+    columns = [switches(load_method(name, "imagenet")) for name in titles]
+    rows = [["", *titles.values()], ["---"] * (1 + len(titles))]
     rows += [[name, *(column[name] for column in columns)] for name in columns[0]]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)

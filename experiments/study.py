@@ -25,11 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from experiments.claims import SCALES, Claim, parse_claims
 from experiments.documents import Document, dump, parse_model, parse_value, read
 from experiments.layers import (
+    Block,
     Layer,
+    ScaledBlock,
     Value,
     check_paths,
     layer_from_command_line,
-    layer_from_document,
+    layer_of,
     resolve,
     wants_text,
 )
@@ -54,17 +56,9 @@ class PaperResult(_Part):
     note: str = ""
 
 
-class _ScaleBlock(_Part):
-    include: str | tuple[str, ...] = ()
-    settings: dict[str, Any] = {}
-
-
-class _Variant(_Part):
-    include: str | tuple[str, ...] = ()
-    settings: dict[str, Any] = {}
-    scales: dict[str, _ScaleBlock] = {}
+class _Variant(ScaledBlock):
     only: tuple[str, ...] = ()
-    derived: dict[str, str] = {}
+    derived: dict[str, str] = Field(default_factory=dict)
     against: str | None = None
     paper: PaperResult = PaperResult()
 
@@ -72,20 +66,17 @@ class _Variant(_Part):
 Seeds = Annotated[int, Field(ge=1, le=1000)]
 
 
-class _StudyFile(_Part):
+class _StudyFile(ScaledBlock):
     title: str
     where: str = ""  # in the paper
     question: str = ""
     expected: str = ""
     seeds: Seeds | dict[str, Seeds] = 1
-    include: str | tuple[str, ...] = ()
-    settings: dict[str, Any] = {}
-    scales: dict[str, _ScaleBlock] = {}
-    variants: dict[str, _Variant] = {}
-    grid: dict[str, tuple[Any, ...]] = {}
+    variants: dict[str, _Variant] = Field(default_factory=dict)
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     baseline: str | None = None
     figures: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] = ()
-    claims: dict[str, Any] = {}
+    claims: dict[str, Any] = Field(default_factory=dict)
 
 
 class Speed(_Part):
@@ -95,13 +86,11 @@ class Speed(_Part):
     device: str  # of one run
 
 
-class _ScaleFile(_Part):
+class _ScaleFile(Block):
     description: str
     note: str = ""
     speed: Speed
     num_train: Annotated[int, Field(gt=0)]  # images in an epoch, for estimates before the data are there
-    include: str | tuple[str, ...] = ()
-    settings: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -193,7 +182,7 @@ def load_scale(name: str) -> Scale:
         )
     document = read(HERE / "scales" / f"{name}.yaml")
     parsed = parse_model(_ScaleFile, document, partial(_known_keys, _ScaleFile))
-    layer = layer_from_document(document, "scale", None)
+    layer = layer_of(parsed, document, "scale", None)
     return Scale(name, parsed.description, parsed.note, parsed.speed, parsed.num_train, layer)
 
 
@@ -250,7 +239,7 @@ def load_study(name: str) -> Study:
         raise SettingsError(f"variants: a study needs at least one variant, or a grid  [{document.at('variants')}]")
     variants: list[Variant] = []
     for key, variant in parsed.variants.items():
-        layers = {scale: layer_from_document(document, "variant", scale, ("variants", key)) for scale in SCALES}
+        layers = {scale: layer_of(variant, document, "variant", scale, ("variants", key)) for scale in SCALES}
         derived = tuple(
             _derived(path, text, f"variant, {document.at('variants', key, 'derived', path)}")
             for path, text in variant.derived.items()
@@ -271,7 +260,7 @@ def load_study(name: str) -> Study:
         expected=parsed.expected,
         path=path,
         seeds=parsed.seeds,
-        layers={scale: layer_from_document(document, "study", scale) for scale in SCALES},
+        layers={scale: layer_of(parsed, document, "study", scale) for scale in SCALES},
         variants=tuple(variants),
         claims=parse_claims(document, {variant.name: variant.only or SCALES for variant in variants}),
         figures=parse_figures(document, [variant.name for variant in variants]),
@@ -433,7 +422,7 @@ def make_cells(study: Study, scale: Scale, seeds: Iterable[int], overrides: Iter
 def _known_keys(kind: type[BaseModel], keys: tuple[str, ...]) -> list[str]:
     """The keys at a place in a file, for the message about a misspelt one."""
     if "scales" in keys:
-        return list(_ScaleBlock.model_fields)
+        return list(Block.model_fields)
     if keys and keys[0] == "variants":
         return list(PaperResult.model_fields if keys[-1] == "paper" else _Variant.model_fields)
     if keys and keys[0] == "speed":

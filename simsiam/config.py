@@ -590,8 +590,9 @@ def _cross_checks(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...
 def _check_target(s: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Rules for the predictor, the target, the loss and BN: what has no effect, and what cannot be meant."""
 
+    flat = flatten(s)
+
     def unused(paths: Iterable[str], unless: str, cause: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-        flat = flatten(s)
         for path in paths:
             if flat[path] != _defaults()[path]:
                 shown = json.dumps(flat[cause])

@@ -93,7 +93,7 @@ CHECK = "  first:\n    says: It is so.\n    checks:\n      - {%s}\n"
         (CHECK % "kind: band, of: a, metric: loss", ["low, high or both"]),
         (CHECK % "kind: event, of: a, event: colapsed", ["no such event", "did you mean 'collapsed'"]),
         (CHECK % "kind: event, of: a, event: healthy, how_often: never", ["checks.0.how_often", "'none'"]),
-        (CHECK % "kind: event, of: 3, event: healthy", ["checks.0.of", "valid string"]),
+        (CHECK % "kind: event, of: 3, event: healthy", ["checks.0", "no variant '3'"]),
         ("  first: 3\n", ["claims.first", "3 is not allowed"]),
         ("  first: {says: x., checks: [3]}\n", ["claims.first.checks.0: 3 is not allowed"]),
     ],

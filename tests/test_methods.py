@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, event, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from experiments.methods import METHODS, load_method, table
+from experiments.methods import load_method, method_titles, table
 from experiments.plan import make_plan
 from experiments.study import SCALES, Cell, load_scale, load_study, make_cells, study_names
 from simsiam.config import Settings, SettingsError, config_id, dotted_paths, flatten, validate
@@ -238,7 +238,7 @@ SIBLINGS: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", method_titles())
 def test_the_methods_are_the_paper_s_points(name: str, scale: str) -> None:
     s = load_method(name, scale)
     *switches, temperature, momentum, queue, depth = SIBLINGS[name]

@@ -218,12 +218,12 @@ def test_estimates_grow_with_the_work() -> None:
 
 def test_a_plan_of_10_000_cells_takes_seconds(tmp_path: Path) -> None:
     rates, decays = (",".join(f"{start * i:.6f}" for i in range(1, 101)) for start in (1e-3, 1e-5))
-    started = time.monotonic()
+    started = time.process_time()
     study = grid_study([f"optimizer.lr={rates}", f"optimizer.weight_decay={decays}"])
     plan = make_plan(study, load_scale("smoke"), [0], [], tmp_path, tmp_path)
     plan.statuses()
     assert len({planned.run_id for planned in plan.cells}) == 10_000
-    assert time.monotonic() - started < 10  # `make bench` measures it; this is a guard against a quadratic
+    assert time.process_time() - started < 10  # `make bench` measures it; this is a guard against a quadratic
 
 
 # --- the command ---------------------------------------------------------------------------------------------------
