@@ -20,10 +20,10 @@ from torch import Tensor
 from benchmarks.harness import Bench, Contender, Reach
 from benchmarks.images import MEAN, STD
 from benchmarks.peers import lightly_transform, torchvision_transform
-from simsiam.augment import draw, views_of_crops
+from simsiam.augment import draw, views_of_crops, widest_blur
 from simsiam.config import Settings, validate
 from simsiam.data import FileSplit
-from simsiam.loading import Crops
+from simsiam.loading import Crops, Wanted
 from simsiam.resized import resize_folder
 
 SIZE, BATCH = 224, 32
@@ -53,8 +53,8 @@ def main() -> None:
     def ours(files: FileSplit = split) -> None:
         crops_of, epoch = Crops(files, settings), next(epochs)
         for index in torch.split(torch.arange(len(files)), BATCH):
-            _, crops = crops_of.load(np.concatenate(([epoch], index.numpy())))
-            views_of_crops(crops, index, settings.augment, seed=0, epoch=epoch, mean=MEAN, std=STD)
+            crops, (first, second) = crops_of.load(Wanted(index.numpy(), epoch))
+            views_of_crops(crops, (first, second), mean=MEAN, std=STD, widest_blur=widest_blur(settings.augment))
 
     def theirs(transform: object) -> None:
         for places in torch.split(torch.arange(len(split)), BATCH):

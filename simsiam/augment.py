@@ -154,7 +154,7 @@ def views(
     height, width = images.shape[2:]
     both = draw_pair((settings, second or settings), height, width, index, seed=seed, epoch=epoch, pair=pair)
     together = ViewParameters(*(torch.cat(parts) for parts in zip(*both, strict=True)))
-    x = apply(images.repeat(2, 1, 1, 1), together, size, widest_blur=_widest_blur(settings, second))
+    x = apply(images.repeat(2, 1, 1, 1), together, size, widest_blur=widest_blur(settings, second))
     return _normalised(x, mean, std)
 
 
@@ -179,28 +179,23 @@ def draw_pair(
 @torch.no_grad()
 def views_of_crops(
     crops: Tensor,
-    index: Tensor,
-    settings: AugmentSettings,
+    drawn: tuple[ViewParameters, ViewParameters],
     *,
-    seed: int,
-    epoch: int,
     mean: Sequence[float],
     std: Sequence[float],
-    second: AugmentSettings | None = None,
-    pair: int = 0,
+    widest_blur: float,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`views`, of crops (2N, C, S, S) uint8 that a loader has made: N of view 1, then N of view 2.
 
-    The loader cuts, resizes and mirrors them by the same draws (:func:`draw_pair`); what follows is done here.
+    The loader has cut, resized and mirrored them by the parameters ``drawn``; what follows is done here.
     """
-    size = crops.shape[3]
-    both = draw_pair((settings, second or settings), size, size, index, seed=seed, epoch=epoch, pair=pair)
-    together = ViewParameters(*(torch.cat(parts) for parts in zip(*both, strict=True)))
-    x = apply(crops, together, size, crop=False, widest_blur=_widest_blur(settings, second))
+    together = ViewParameters(*(torch.cat(parts) for parts in zip(*drawn, strict=True)))
+    x = apply(crops, together, crops.shape[3], crop=False, widest_blur=widest_blur)
     return _normalised(x, mean, std)
 
 
-def _widest_blur(*settings: AugmentSettings | None) -> float:
+def widest_blur(*settings: AugmentSettings | None) -> float:
+    """The largest standard deviation that may be drawn, in pixels."""
     return max(each.blur_sigma[1] for each in settings if each is not None)
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms.v2 import functional as transforms
 
-from simsiam.augment import draw_pair, views, views_of_crops
+from simsiam.augment import ViewParameters, draw_pair, views, views_of_crops, widest_blur
 from simsiam.config import AugmentSettings, Settings
 from simsiam.data import DataError, Dataset, FileSplit, Split
 from simsiam.distributed import ONE_RANK, Ranks
@@ -160,10 +160,10 @@ class FileSource:
         self._batches = _Batches(settings, len(dataset.train), ranks)
         self._crops = self._loader(Crops(dataset.train, settings), self._batches)
 
-    def _loader(self, images: _InLoaderProcess, batches: Iterable[Indices]) -> DataLoader[Answer]:
+    def _loader(self, images: _InLoaderProcess, batches: Iterable[Wanted]) -> DataLoader[Answer]:
         return DataLoader(
             images,
-            batch_sampler=cast(Any, batches),  # a batch is an array of indices, where torch's types want a list
+            batch_sampler=cast(Any, batches),  # a batch is an object, where torch's types want a list
             collate_fn=cast(Any, _as_it_is),
             num_workers=torch.get_num_threads(),  # the cores that this process may use
             pin_memory=self.device.type == "cuda",
@@ -171,8 +171,8 @@ class FileSource:
             timeout=LOST_AFTER,
         )
 
-    def _answers(self, loader: DataLoader[Answer]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of the loader processes: which images (n,), and their pixels. Raises what went wrong there."""
+    def _answers(self, loader: DataLoader[Answer]) -> Iterator[_Loaded]:
+        """The batches of the loader processes. Raises what went wrong there."""
         answers = iter(loader)
         while True:
             try:
@@ -192,23 +192,22 @@ class FileSource:
                 if bad not in self.replaced:
                     print(f"{bad} cannot be decoded: {other} stands in for it", file=sys.stderr, flush=True)
                 self.replaced[bad] = other
-            yield torch.as_tensor(answer.places), torch.as_tensor(answer.pixels)
+            yield answer
 
     def epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         """See :class:`Source`."""
         self._batches.epoch, self._batches.first_batch = epoch, first_batch
-        for index, crops in self._answers(self._crops):
+        settings = self.settings
+        for loaded in self._answers(self._crops):
+            index = torch.from_numpy(loaded.places)
+            crops = torch.as_tensor(loaded.pixels)
             pairs = tuple(
                 views_of_crops(
                     crops_of_pair.to(self.device, non_blocking=True),
-                    index,
-                    self.settings.augment,
-                    seed=self.settings.seed,
-                    epoch=epoch,
+                    (_parameters(loaded.drawn[2 * pair]), _parameters(loaded.drawn[2 * pair + 1])),
                     mean=self.dataset.mean,
                     std=self.dataset.std,
-                    second=second_view(self.settings),
-                    pair=pair,
+                    widest_blur=widest_blur(settings.augment, second_view(settings)),
                 )
                 for pair, crops_of_pair in enumerate(torch.split(crops, 2 * len(index)))
             )
@@ -222,8 +221,9 @@ class FileSource:
         size = self.settings.data.image_size
         batches = [part.numpy() for part in torch.split(chosen, PLAIN_BATCH)]
         centres = _Centres(images, size, self.settings.data.bad_images)
-        for index, batch in self._answers(self._loader(centres, batches)):
-            yield _normalised(batch.to(self.device), self.dataset), labels[index].to(self.device)
+        for loaded in self._answers(self._loader(centres, [Wanted(part) for part in batches])):
+            batch = torch.as_tensor(loaded.pixels).to(self.device)
+            yield _normalised(batch, self.dataset), labels[loaded.places].to(self.device)
 
 
 # What goes between the processes is in arrays, not in tensors: torch sends tensors through shared memory from a thread
@@ -240,25 +240,36 @@ class _Failure(NamedTuple):
     is_data_error: bool
 
 
+class Wanted(NamedTuple):
+    """The images of a batch, and the epoch that their crops are drawn for."""
+
+    places: Indices  # (n,)
+    epoch: int = 0
+
+
+Drawn = tuple[NDArray[Any], ...]  # the fields of ViewParameters
+
+
 class _Loaded(NamedTuple):
     places: Indices  # (n,)
     pixels: Tensor | NDArray[np.uint8]  # uint8; a tensor in shared memory, or an array where that had no room
+    drawn: tuple[Drawn, ...]  # of each view, if they are crops
     replaced: dict[Path, Path]
 
 
 Answer = _Loaded | _Failure
 
 
-class _Batches(Sampler[Indices]):
-    """The batches of the epoch that is set, each with the epoch in front, which a loader process must know."""
+class _Batches(Sampler[Wanted]):
+    """The batches of the epoch that is set."""
 
     def __init__(self, settings: Settings, num_images: int, ranks: Ranks) -> None:
         self.settings, self.num_images, self.ranks = settings, num_images, ranks
         self.epoch, self.first_batch = 0, 0
 
-    def __iter__(self) -> Iterator[Indices]:
+    def __iter__(self) -> Iterator[Wanted]:
         for index in batches_of(self.settings, self.epoch, self.num_images, self.first_batch):
-            yield np.concatenate(([self.epoch], self.ranks.own(index).numpy()))
+            yield Wanted(self.ranks.own(index).numpy(), self.epoch)
 
 
 class _InLoaderProcess(TorchDataset[Answer]):
@@ -268,16 +279,17 @@ class _InLoaderProcess(TorchDataset[Answer]):
         self.images, self.bad_images = images, bad_images
         self.replaced: dict[int, int] = {}
 
-    def load(self, batch: Indices) -> tuple[Indices, Tensor]:
-        """Which images (n,), and their pixels in uint8."""
+    def load(self, wanted: Wanted) -> tuple[Tensor, tuple[ViewParameters, ...]]:
+        """The pixels in uint8, and what was drawn for each view."""
         raise NotImplementedError
 
-    def __getitems__(self, batch: Indices) -> Answer:
+    def __getitems__(self, wanted: Wanted) -> Answer:
         try:
-            index, pixels = self.load(batch)
+            pixels, drawn = self.load(wanted)
             path = self.images.path
-            replaced = {path(i): path(self.replaced[i]) for i in index.tolist() if i in self.replaced}
-            return _Loaded(index, _shared(pixels), replaced)
+            replaced = {path(i): path(self.replaced[i]) for i in wanted.places.tolist() if i in self.replaced}
+            arrays = tuple(tuple(field.numpy() for field in view) for view in drawn)
+            return _Loaded(wanted.places, _shared(pixels), arrays, replaced)
         except DataError as error:
             return _Failure(str(error), is_data_error=True)
         except Exception as error:  # the process that waits is to learn of all
@@ -313,34 +325,46 @@ class Crops(_InLoaderProcess):
         super().__init__(images, settings.data.bad_images)
         self.settings = settings
 
-    def load(self, batch: Indices) -> tuple[Indices, Tensor]:
+    def load(self, wanted: Wanted) -> tuple[Tensor, tuple[ViewParameters, ...]]:
         """Where an image was replaced, the boxes are drawn for the other one's size with this one's random numbers."""
-        epoch, index = int(batch[0]), batch[1:]
         size = self.settings.data.image_size
-        drawn = self._draw(index, epoch)
-        crops = torch.empty(len(drawn), len(index), 3, size, size, dtype=torch.uint8)
-        for place, image in enumerate(index.tolist()):
+        drawn = self._draw(wanted)
+        boxes, flips = _boxes(drawn)
+        crops = torch.empty(len(drawn), len(wanted.places), 3, size, size, dtype=torch.uint8)
+        for place, image in enumerate(wanted.places.tolist()):
             before = self.replaced.get(image, image)
             pixels = self.decode(image)
             if self.replaced.get(image, image) != before:
-                drawn = self._draw(index, epoch)
-            for view, (boxes, flips) in enumerate(drawn):
-                crop = transforms.resized_crop(pixels, *boxes[place], size=[size, size], antialias=True)
-                crops[view, place] = crop.flip(2) if flips[place] else crop
-        return index, crops.flatten(0, 1)
+                drawn = self._draw(wanted)
+                boxes, flips = _boxes(drawn)
+            for view, (of_view, flip) in enumerate(zip(boxes, flips, strict=True)):
+                crop = transforms.resized_crop(pixels, *of_view[place], size=[size, size], antialias=True)
+                crops[view, place] = crop.flip(2) if flip[place] else crop
+        return crops.flatten(0, 1), drawn
 
-    def _draw(self, index: Indices, epoch: int) -> list[tuple[list[list[int]], list[bool]]]:
-        """For each view, the box of each image's crop and whether it is flipped."""
-        sources = [self.replaced.get(image, image) for image in index.tolist()]
+    def _draw(self, wanted: Wanted) -> tuple[ViewParameters, ...]:
+        """The parameters of each view: of x1 and x2 of each pair."""
+        sources = [self.replaced.get(image, image) for image in wanted.places.tolist()]
         sizes = np.maximum(self.images.sizes[sources], 1)  # of a damaged image: decoding it draws again
         heights, widths = torch.from_numpy(sizes).unbind(1)
         both = (self.settings.augment, second_view(self.settings))
-        places, seed = torch.from_numpy(index), self.settings.seed
-        return [
-            (torch.stack((view.top, view.left, view.height, view.width), dim=1).tolist(), view.flip.tolist())
+        places, seed = torch.from_numpy(wanted.places), self.settings.seed
+        return tuple(
+            view
             for pair in range(num_pairs(self.settings))
-            for view in draw_pair(both, heights, widths, places, seed=seed, epoch=epoch, pair=pair)
-        ]
+            for view in draw_pair(both, heights, widths, places, seed=seed, epoch=wanted.epoch, pair=pair)
+        )
+
+
+def _boxes(drawn: Iterable[ViewParameters]) -> tuple[list[list[list[int]]], list[list[bool]]]:
+    """For each view, the box of each image's crop, and whether it is flipped."""
+    views = list(drawn)
+    boxes = [torch.stack((view.top, view.left, view.height, view.width), dim=1).tolist() for view in views]
+    return boxes, [view.flip.tolist() for view in views]
+
+
+def _parameters(drawn: Drawn) -> ViewParameters:
+    return ViewParameters(*map(torch.from_numpy, drawn))
 
 
 class _Centres(_InLoaderProcess):
@@ -350,13 +374,13 @@ class _Centres(_InLoaderProcess):
         super().__init__(images, bad_images)
         self.size = size
 
-    def load(self, batch: Indices) -> tuple[Indices, Tensor]:
-        """See above."""
+    def load(self, wanted: Wanted) -> tuple[Tensor, tuple[ViewParameters, ...]]:
+        """See above; nothing is drawn."""
         resized = (
             transforms.resize(self.decode(image), [round(self.size * 8 / 7)], antialias=True)
-            for image in batch.tolist()
+            for image in wanted.places.tolist()
         )
-        return batch, torch.stack([transforms.center_crop(image, [self.size, self.size]) for image in resized])
+        return torch.stack([transforms.center_crop(image, [self.size, self.size]) for image in resized]), ()
 
 
 def _decode(images: FileSplit, index: int) -> Tensor:

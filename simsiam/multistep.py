@@ -29,14 +29,11 @@ class CachedTargets:
         """Whether a block of k steps begins here."""
         return self.num_steps > 0 and step % self.num_steps == 0
 
-    def fill(self, model: Siamese, batches: Iterable[Batch], step: int) -> None:
-        """Compute the targets of the batches of a block whose first step is ``step``."""
+    def fill(self, model: Siamese, batches: Iterable[Batch]) -> None:
+        """Compute the targets of a block's batches."""
         self._start = copy.deepcopy(model.state_dict())
         with torch.no_grad():
-            self._targets = [
-                [model.targets(*pair, model.online(*pair), batch.places, step + i) for pair in batch.pairs]
-                for i, batch in enumerate(batches)
-            ]
+            self._targets = [[model.encode(*pair) for pair in batch.pairs] for batch in batches]
         model.load_state_dict(self._start)
 
     def of(self, step: int) -> list[Pair] | list[None]:
@@ -47,9 +44,9 @@ class CachedTargets:
         """What a checkpoint needs, to make this block's targets anew."""
         return self._start
 
-    def resume(self, model: Siamese, batches: Iterable[Batch], step: int, start: dict[str, Any]) -> None:
-        """Make the targets of the block around ``step`` anew; ``batches`` are those of the whole block."""
+    def resume(self, model: Siamese, batches: Iterable[Batch], start: dict[str, Any]) -> None:
+        """Make a block's targets anew from the weights at its ``start``; ``batches`` are those of the whole block."""
         now = copy.deepcopy(model.state_dict())
         model.load_state_dict(start)
-        self.fill(model, batches, step - step % self.num_steps)
+        self.fill(model, batches)
         model.load_state_dict(now)

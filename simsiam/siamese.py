@@ -84,10 +84,11 @@ class Siamese(nn.Module):
         index: (N,) the images' places in the data set, for a target that remembers them. step: for what is drawn
         anew in each step. cached: targets of an earlier step (Sec. 5.2) in place of this one's.
         """
-        z1, z2 = self.both_views(x1, x2)  # projections, (N, d)
-        s1, s2 = self.prototypes(z1), self.prototypes(z2)  # SwAV: scores, (N, num_prototypes); else z itself
+        z1, z2 = self.encode(x1, x2)  # f(x1), f(x2): projections, (N, d)
+        s1, s2 = self.prototypes(z1), self.prototypes(z2)  # z itself; SwAV: its scores, (N, num_prototypes)
         p1, p2 = self.h(s1), self.h(s2)  # predictions
-        t1, t2 = self.targets(x1, x2, (s1, s2), index, step) if cached is None else cached
+        t1, t2 = (s1.detach(), s2.detach()) if self.settings.target.stop_gradient else (s1, s2)  # stopgrad(z)
+        t1, t2 = cached or self.other_targets(t1, t2, x1, x2, index, step)  # Sec. 5.2, and the siblings
 
         if self.settings.loss.symmetry == "symmetric":
             loss = self.D(p1, t2, self.others(t1)) / 2 + self.D(p2, t1, self.others(t2)) / 2
@@ -95,31 +96,22 @@ class Siamese(nn.Module):
             loss = self.D(p1, t2, self.others(t1))
         return Output(loss, z1, z2, t1, t2)
 
-    def both_views(self, x1: Tensor, x2: Tensor) -> Pair:
-        """z1 = f(x1), z2 = f(x2)."""
+    def encode(self, x1: Tensor, x2: Tensor) -> Pair:
+        """z1 = f(x1), z2 = f(x2), each a forward of its own, or both in one (official SimCLR, SwAV)."""
         if self.settings.batch_norm.one_forward:
             z1, z2 = self.f(torch.cat((x1, x2))).chunk(2)
             return z1, z2
         return self.f(x1), self.f(x2)
 
-    def online(self, x1: Tensor, x2: Tensor) -> Pair:
-        """What targets are made of when f itself makes them: both views' z, or their scores."""
-        z1, z2 = self.both_views(x1, x2)
-        return self.prototypes(z1), self.prototypes(z2)
-
-    def targets(self, x1: Tensor, x2: Tensor, online: Pair, index: Tensor | None, step: int) -> Pair:
-        """What the predictions are compared with: t1, t2, from f's own outputs or from what takes their place."""
-        target = self.settings.target
-        t1, t2 = online
+    def other_targets(self, t1: Tensor, t2: Tensor, x1: Tensor, x2: Tensor, index: Tensor | None, step: int) -> Pair:
+        """t1, t2, or what takes their place: a momentum encoder's keys, averages of each image's z, SwAV's codes."""
         if self.target_encoder is not None:
             t1, t2 = self.keys(x1, step), self.keys(x2, step)
         if self.averages is not None:
             assert index is not None, "a target that remembers images is asked for them"
             # Each direction is solved against the average moved by its own other view: D(p1, eta with z2), and swapped.
             t1, t2 = self.averages.value(index, t1), self.averages.value(index, t2)
-        if target.stop_gradient:
-            t1, t2 = t1.detach(), t2.detach()
-        if target.transform == "sinkhorn":
+        if self.settings.target.transform == "sinkhorn":
             t1, t2 = self.codes(t1), self.codes(t2)
         return t1, t2
 

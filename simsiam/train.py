@@ -125,7 +125,7 @@ class Training:
         if state["cache"] and not self.cache.starts_at(self.step):
             first = self.step - self.step % self.cache.num_steps
             with self.precision():
-                self.cache.resume(self.model, self.batches_from(first, self.cache.num_steps), self.step, state["cache"])
+                self.cache.resume(self.model, self.batches_from(first, self.cache.num_steps), state["cache"])
 
     def run(self) -> Outcome | None:
         """See :func:`train`."""
@@ -173,7 +173,7 @@ class Training:
         set_rates(self.optimizer, self.settings, self.step, self.steps_per_epoch, self.num_steps)
         with self.precision():
             if self.cache.starts_at(self.step):
-                self.cache.fill(self.model, self.batches_from(self.step, self.cache.num_steps), self.step)
+                self.cache.fill(self.model, self.batches_from(self.step, self.cache.num_steps))
             self.model.before_forward(self.step, self.num_steps)
             outputs: list[Output] = [
                 self.model(*pair, index=batch.places, step=self.step, cached=cached)

@@ -70,7 +70,7 @@ def test_cached_targets_are_those_of_the_block_s_first_weights(small: Small, tmp
 def test_filling_the_cache_moves_no_running_statistics(small: Small, tmp_path: Path) -> None:
     whole = training(small(target__cache_steps=5), tmp_path / "run")
     before = copy.deepcopy(whole.model.state_dict())
-    whole.cache.fill(whole.model, whole.batches_from(0, 5), 0)
+    whole.cache.fill(whole.model, whole.batches_from(0, 5))
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
