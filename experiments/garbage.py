@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments import scheduler
 from experiments.launches import all_launches
 from experiments.scheduler import SlurmError
-from experiments.slurm import jobs_of
+from experiments.slurm_queue import jobs_of
 from experiments.store import RunFolder, run_names
 from simsiam import checkpoint
 
@@ -59,9 +59,7 @@ def _launches(runs: Path) -> list[Garbage]:
     for launch in launches:
         folders = [launch.path / name for name in ("code", "jobs") if (launch.path / name).exists()]
         rounds = launch.rounds()
-        has_ended = bool(rounds) and all(
-            content.get("released") and content.get("slurm") in (here, None) for content in rounds
-        )
+        has_ended = bool(rounds) and all(content.released and content.slurm in (here, None) for content in rounds)
         if folders and has_ended and not jobs_of(launch, jobs):
             size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
             found.append(Garbage("code and scripts of a launch that has ended", launch.path, size, _remove(folders)))

@@ -115,7 +115,7 @@ def test_no_room_to_write(slurm: Slurm, folder: Path) -> None:
     assert full.status().state == "failed"
     assert other.status().state == "done"
     (failure,) = grid.latest().failures(full.run_id)
-    assert re.match(r"no room to write \(.*No space left on device.*\): `gc` frees", failure["reason"])
+    assert re.match(r"no room to write \(.*No space left on device.*\): `gc` frees", failure.reason)
     shutil.rmtree(full.path)
     grid.launch()
     grid.wait_until_done()

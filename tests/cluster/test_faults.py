@@ -82,7 +82,7 @@ def killed_cell(grid: Grid) -> None:
     wait_for(lambda: all(grid.latest().failures(run.run_id) for run in grid.run_folders()))
     for run in grid.run_folders():
         (failure,) = grid.latest().failures(run.run_id)
-        assert re.match(r"its process was killed by signal 9, most likely because memory ran out", failure["reason"])
+        assert re.match(r"its process was killed by signal 9, most likely because memory ran out", failure.reason)
 
 
 def killed_job(grid: Grid) -> None:
