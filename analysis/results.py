@@ -238,7 +238,7 @@ def _state(folder: Path, state: Mapping[str, Any], notes: list[str], *, has_poin
     said = text(state.get("state"), "state.json: state", notes)
     try:
         odd = [name for name in ("state.json", "result.json") if (folder / name).exists() and _is_odd(folder / name)]
-        seen = "unknown" if odd else RunFolder(folder.parent, folder.name).status().state
+        seen = "unknown" if odd else RunFolder(folder.parent, folder.name).status().state.value
     except (OSError, ValueError, TypeError, OverflowError):
         notes.append("its state cannot be read")
         return "unknown"
