@@ -130,8 +130,8 @@ def _wait(job: str, tell: Callable[[str], None], patience: float) -> bool:
             continue
         if not mine:
             return True
-        begun = begun or mine[0].state != "PENDING"
-        now = f"{mine[0].state.lower()} ({mine[0].reason})" if mine[0].state == "PENDING" else mine[0].state.lower()
+        begun = begun or not mine[0].is_pending
+        now = str(mine[0])
         if now != told:
             told = now
             tell(f"job {job}: {now}")

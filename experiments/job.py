@@ -61,7 +61,7 @@ class FirstTask(JobTask):
     def run(self) -> None:
         """Train cells until none is left, or until told to stop; then be queued again, if anything is left."""
         earlier = self.launch.task(self.job).cells  # of this job before it was started again
-        self.report(earlier, problem=None)
+        self.report(earlier)
         self.pool = self.make_pool()
         self.left = in_order(self.launch.cells, earlier, self.index / self.num_tasks)
         self.wait_for_the_others()
@@ -227,7 +227,7 @@ class FirstTask(JobTask):
 
     # --- what the job tells ---
 
-    def report(self, cells: Iterable[str], *, problem: str | None, warning: str | None = None) -> None:
+    def report(self, cells: Iterable[str], warning: str | None = None) -> None:
         if self.is_superseded():
             return
         report = TaskReport(
@@ -239,7 +239,6 @@ class FirstTask(JobTask):
             cpus=tuple(sorted(os.sched_getaffinity(0))),
             gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
             cells=tuple(cells),
-            problem=problem,
             warning=warning or self.launch.task(self.job).warning,
         )
         self.launch.write_task(report)
@@ -247,7 +246,7 @@ class FirstTask(JobTask):
     def report_cells(self, warning: str | None = None) -> None:
         if self.stopping:
             return  # what it trained last is what it begins with when it is started again
-        self.report([planned.run_id for planned in self.pool.cells()], problem=None, warning=warning)
+        self.report([planned.run_id for planned in self.pool.cells()], warning)
 
     # --- the end ---
 

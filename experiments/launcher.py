@@ -41,11 +41,10 @@ class Launcher(ABC):
 
     @abstractmethod
     def check(self, made: Plan) -> None:
-        """Raises SettingsError for cells that it cannot train, before anything is written."""
+        """Called before anything is downloaded or written.
 
-    @abstractmethod
-    def reach(self) -> None:
-        """Raises RuntimeError when there is nothing to submit to, before anything is downloaded or written."""
+        Raises SettingsError for cells that it cannot train, RuntimeError where there is no queue to submit to.
+        """
 
     @abstractmethod
     def submit(self, made: Plan, tell: Tell, *, command: str, supervised: bool = False) -> Summary:
@@ -60,7 +59,10 @@ class Launcher(ABC):
 
     @abstractmethod
     def preview(self, made: Plan, tell: Tell) -> list[PlannedCell]:
-        """Tell what ``submit`` would do, and return the cells. Writes and submits nothing."""
+        """Tell what ``submit`` would do, and return the cells. Writes and submits nothing, and needs no queue.
+
+        Raises SettingsError for cells that it cannot train.
+        """
 
     @abstractmethod
     def supervise(self, made: Plan, tell: Tell) -> bool:

@@ -55,15 +55,13 @@ class LocalLauncher(Launcher):
         for planned in made.cells:
             check_ranks(planned.cell.settings, self.machine.ranks.num_ranks, "--ranks")
 
-    def reach(self) -> None:
-        pass  # it is here
-
     def submit(self, made: Plan, tell: Tell, *, command: str, supervised: bool = False) -> Summary:
         """Ctrl-C (or SIGTERM) once checkpoints and stops, twice stops at once."""
         return _Grid(made.unique(), self.machine, self.view, self.retry_failed, command).run()
 
     def preview(self, made: Plan, tell: Tell) -> list[PlannedCell]:
-        todo = [planned for planned, _ in missing(made, {})[0]]
+        self.check(made)
+        todo = [planned for planned, _ in missing(made, ())[0]]
         for planned in todo:
             tell(f"{planned.label}  {planned.run_id}")
         return todo

@@ -30,6 +30,19 @@ class Job:
     nodes: str
     name: str
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has yet to start."""
+        return self.state == "PENDING"
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody must release it before it can start."""
+        return "held" in self.reason.lower()
+
+    def __str__(self) -> str:
+        return self.state.lower() + (f" ({self.reason})" if self.is_pending else "")
+
 
 def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
     """What a command of SLURM prints. Raises SlurmError."""

@@ -128,7 +128,7 @@ def clear_half_rounds(launch: Launch, jobs: Sequence[Job]) -> int:
     orphans = [
         job.id
         for job in jobs_of(launch, jobs)
-        if job.state == "PENDING" and "held" in job.reason.lower() and job.id.partition("_")[0] not in recorded
+        if job.is_pending and job.is_held and job.id.partition("_")[0] not in recorded
     ]
     scheduler.scancel(orphans)
     for content in half:
@@ -340,7 +340,7 @@ def recover(runs: Path, jobs: Sequence[Job]) -> list[str]:
                 continue
             alive = is_process_alive(content.submitter)
             if alive is None and content.number > 1:  # by a follow-up, on a node: it lives as long as its job
-                alive = any(job.name == launch.id + FOLLOW_UP and job.state != "PENDING" for job in jobs)
+                alive = any(job.name == launch.id + FOLLOW_UP and not job.is_pending for job in jobs)
             if alive is None:
                 host = content.submitter.get("host")
                 notes.append(f"{launch.id}: was being submitted on {host}; if that died, `cancel` it by --launch")

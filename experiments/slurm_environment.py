@@ -6,6 +6,8 @@ import os
 import socket
 from typing import Any
 
+PREFIXES = ("SLURM_", "SUBMITIT_", "ABLATION_JOB", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_")  # of what a job sets
+
 
 def job() -> dict[str, Any]:
     """The SLURM job (or array task) that this process is part of; empty outside of one.
@@ -56,8 +58,4 @@ def without_job() -> dict[str, str]:
 
     A job inherits the environment that sbatch is called in; SLURM_CONF says where the cluster is, and stays.
     """
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name == "SLURM_CONF" or not name.startswith(("SLURM_", "SUBMITIT_", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_"))
-    }
+    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(PREFIXES)}

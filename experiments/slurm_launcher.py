@@ -28,11 +28,7 @@ class SlurmLauncher(Launcher):
     cluster: Cluster
 
     def check(self, made: Plan) -> None:
-        key = "tasks_per_node" if self.cluster.profile.tasks_per_node > 1 else "nodes"
-        for planned in made.cells:
-            check_ranks(planned.cell.settings, self.cluster.profile.ranks, f"{key}: {self.cluster.at(key)}")
-
-    def reach(self) -> None:
+        self._check_ranks(made)
         scheduler.my_jobs()
 
     def submit(self, made: Plan, tell: Tell, *, command: str, supervised: bool = False) -> Summary:
@@ -56,6 +52,7 @@ class SlurmLauncher(Launcher):
 
     def preview(self, made: Plan, tell: Tell) -> list[PlannedCell]:
         """The script of the first array, and how the cells are spread; a machine without SLURM can show it, too."""
+        self._check_ranks(made)
         profile = self.cluster.profile
         try:
             jobs, more = scheduler.my_jobs(), _partition_warnings(self.cluster)
@@ -101,6 +98,11 @@ class SlurmLauncher(Launcher):
             except SlurmError as error:
                 tell(f"{error}; trying again")
             time.sleep(SUPERVISE_SECONDS)
+
+    def _check_ranks(self, made: Plan) -> None:
+        key = "tasks_per_node" if self.cluster.profile.tasks_per_node > 1 else "nodes"
+        for planned in made.cells:
+            check_ranks(planned.cell.settings, self.cluster.profile.ranks, f"{key}: {self.cluster.at(key)}")
 
     def _missing(self, made: Plan, jobs: Sequence[Job], tell: Tell) -> list[tuple[PlannedCell, int]]:
         """What is to be submitted: not done, not trained elsewhere, and in no launch that still has jobs."""

@@ -37,7 +37,7 @@ class SlurmQueue(Queue):
             if summary := _summary(launch, jobs or ()):
                 waiting = {**dict.fromkeys(launch.run_ids(), summary), **waiting}
             notes += _problems(launch, jobs)
-        return QueueView(None if jobs is None else {job.id: _said(job) for job in jobs}, waiting, notes)
+        return QueueView(None if jobs is None else {job.id: f"{job.id} {job}" for job in jobs}, waiting, notes)
 
     def cancel(self, made: Plan, tell: Tell, launch_id: str | None) -> bool:
         """A launch that holds other cells, too, is cancelled only by its id."""
@@ -81,18 +81,13 @@ def jobs_of(launch: Launch, jobs: Sequence[Job]) -> list[Job]:
     return [job for job in jobs if job.name in (launch.id, launch.id + FOLLOW_UP)]
 
 
-def _said(job: Job) -> str:
-    because = f" ({job.reason})" if job.state == "PENDING" else ""
-    return f"{job.id} {job.state.lower()}{because}"
-
-
 def _summary(launch: Launch, jobs: Sequence[Job]) -> str:
     """What a launch's jobs do, for the cells that none of them trains yet."""
     mine = [job for job in jobs if job.name == launch.id]
     if not mine:
         return "follow-up waits" if jobs_of(launch, jobs) else ""
     counts = Counter(job.state.lower() for job in mine)
-    reasons = sorted({job.reason for job in mine if job.state == "PENDING" and job.reason not in ("None", "")})
+    reasons = sorted({job.reason for job in mine if job.is_pending and job.reason not in ("None", "")})
     text = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     return f"queued: {text}" + (f" ({', '.join(reasons)})" if reasons else "")
 
@@ -102,7 +97,7 @@ def _problems(launch: Launch, jobs: Sequence[Job] | None) -> list[str]:
     found = []
     mine = jobs_of(launch, jobs or ())
     for job in mine:
-        if "held" in job.reason.lower():
+        if job.is_held:
             found.append(f"job {job.id} is held ({job.reason}): scontrol release {job.id}")
         if job.reason in IMPOSSIBLE:
             found.append(
@@ -118,7 +113,7 @@ def _problems(launch: Launch, jobs: Sequence[Job] | None) -> list[str]:
     submitted = any(content.released and content.jobs for content in launch.rounds())
     if jobs is not None and submitted and not tasks and not mine:
         found.append(
-            f"{launch.id}: its jobs ended without a sign: `setup` failed, or the nodes do not see {launch.path}."
+            f"{launch.id}: its jobs ended without a report: `setup` failed, or the nodes do not see {launch.path}."
             " `logs --cell 1` shows what they printed, `cluster check` what works"
         )
     refused = [content.refused for content in launch.rounds() if content.refused]

@@ -80,8 +80,6 @@ class FolderLauncher(Launcher):
     def check(self, made: Plan) -> None:
         for planned in made.cells:
             check_ranks(planned.cell.settings, self.num_ranks, "num_ranks")
-
-    def reach(self) -> None:
         if not self.queue.folder.is_dir():
             raise RuntimeError(f"{self.queue.folder}: there is no such queue")
 

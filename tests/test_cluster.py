@@ -166,11 +166,11 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(command: Command, tmp_pat
 
 
 def test_the_environment_of_an_enclosing_job_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "SLURM_CONF", "MINE"):
+    for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "ABLATION_JOB", "SLURM_CONF", "MINE"):
         monkeypatch.setenv(name, "7")
     clean = slurm_environment.without_job()
     assert clean["SLURM_CONF"] == clean["MINE"] == "7"
-    assert not clean.keys() & {"SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES"}
+    assert not clean.keys() & {"SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "ABLATION_JOB"}
 
 
 def test_a_worker_begins_with_what_it_trained_before() -> None:

@@ -65,10 +65,9 @@ def launch(
     chosen_scale = scale_named(scale)
     make = partial(plan_for, studies_named(study), chosen_scale, seeds, set_, runs, data)
     made = make()
-    launcher.check(made)
     if dry_run:
         return _estimate(made, launcher.preview(made, say), "GPU hours" if chosen.profile.on_gpu else "hours")
-    launcher.reach()
+    launcher.check(made)
     made = with_images(made, make, say)
     check_writable(runs)
     summary = launcher.submit(made, say, command=shlex.join(sys.argv), supervised=supervise)

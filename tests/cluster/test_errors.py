@@ -130,7 +130,7 @@ def test_a_setup_that_fails(slurm: Slurm, folder: Path) -> None:
     ended(grid)
     assert grid.attempts() == 0
     status = grid.command("status", grid.study, *QUICK).stdout
-    assert "its jobs ended without a sign: `setup` failed, or" in status, status
+    assert "its jobs ended without a report: `setup` failed, or" in status, status
     logs = grid.command("logs", grid.study, *QUICK, "--cell", "1").stdout
     assert "setup: this command failed, and the job ends: ls /no/such/module" in logs
 
