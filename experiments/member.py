@@ -21,7 +21,7 @@ from experiments.meetings import Announcements, losses
 from experiments.node import check_node, images_on_the_node
 from experiments.pool import POLL_SECONDS, LocalRanks, Machine, Pool
 from experiments.states import CellResult
-from experiments.store import StoreError, own_job
+from experiments.store import StoreError
 
 if TYPE_CHECKING:
     from experiments.worker import RunContext
@@ -80,7 +80,7 @@ class JobTask:
         for number in (signal.SIGTERM, signal.SIGUSR2):  # instead of submitit's, which act in the middle of a step
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGCONT, signal.SIG_IGN)
-        identity = own_job()
+        identity = slurm_environment.job()
         self.job, self.restart, self.job_cluster = str(identity["job"]), int(identity["restart"]), identity["cluster"]
         self.ranks = TaskRanks(slurm_environment.rank(), slurm_environment.num_tasks(), slurm_environment.local_rank())
         self.announcements = Announcements(launch, self.job, self.restart)

@@ -53,7 +53,7 @@ class Watcher:
         views = [queue.look(self.made) for queue in self.queues]
         jobs = {job: said for view in views for job, said in (view.jobs or {}).items()}
         waiting = {run_id: said for view in views for run_id, said in view.waiting.items()}
-        answered = any(view.jobs is not None for view in views)
+        answered = bool(views) and all(view.jobs is not None for view in views)
         rows = []
         for planned in self.made.cells:
             status = statuses[planned.run_id]
