@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from experiments.plan import Plan, PlannedCell
 from experiments.states import CellResult, State
+from experiments.store import Status
 
 if TYPE_CHECKING:
     from experiments.worker import RunContext
@@ -101,16 +102,16 @@ class Queue(ABC):
         """The files that the jobs of a cell have printed into so far."""
 
 
-def missing(made: Plan, queued: Container[str]) -> tuple[list[tuple[PlannedCell, int]], int, int]:
-    """The cells of a plan that are to be submitted, each with the highest lease of its run.
+def missing(made: Plan, queued: Container[str]) -> tuple[list[tuple[PlannedCell, Status]], int, int]:
+    """The cells of a plan that are to be submitted, each with the status of its run.
 
     Then how many of the others are left to the queue, in which they are ``queued`` by their run ids, and how many to an
     owner that is known to live.
     """
     statuses = made.statuses()
     left = [planned for planned in made.unique() if statuses[planned.run_id].state != State.DONE]
-    waiting = [planned for planned in left if planned.run_id not in queued]
-    todo = [(planned, statuses[planned.run_id].lease) for planned in waiting if not statuses[planned.run_id].is_alive]
+    waiting = [(planned, statuses[planned.run_id]) for planned in left if planned.run_id not in queued]
+    todo = [(planned, status) for planned, status in waiting if not status.is_alive]
     return todo, len(left) - len(waiting), len(waiting) - len(todo)
 
 

@@ -61,10 +61,10 @@ class LocalLauncher(Launcher):
 
     def preview(self, made: Plan, tell: Tell) -> list[PlannedCell]:
         self.check(made)
-        todo = [planned for planned, _ in missing(made, ())[0]]
-        for planned in todo:
-            tell(f"{planned.label}  {planned.run_id}")
-        return todo
+        todo, _, _ = missing(made, ())
+        for planned, status in todo:
+            tell(f"{planned.label}  {planned.run_id}  {status.state}")
+        return [planned for planned, _ in todo]
 
     def supervise(self, made: Plan, tell: Tell) -> bool:
         return True  # ``submit`` has stayed

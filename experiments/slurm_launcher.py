@@ -15,6 +15,7 @@ from experiments.launches import Launch, LaunchCell, all_launches, create, curre
 from experiments.plan import Plan, PlannedCell
 from experiments.scheduler import Job, SlurmError
 from experiments.slurm_queue import jobs_of
+from experiments.store import Status
 from simsiam.config import check_ranks
 
 SUPERVISE_SECONDS = 60.0
@@ -41,7 +42,7 @@ class SlurmLauncher(Launcher):
             todo = self._missing(made, scheduler.my_jobs(), tell)
             if not todo:
                 return Summary()
-            launch = create(made, todo, self.cluster, command=command)
+            launch = create(made, [(planned, status.lease) for planned, status in todo], self.cluster, command=command)
             launch.cluster = self.cluster  # with the lines of its file, for messages
             follow_up = self.cluster.profile.follow_up and not supervised
             note = slurm.submit_round(launch, launch.cells, with_follow_up=follow_up)
@@ -59,9 +60,9 @@ class SlurmLauncher(Launcher):
         except SlurmError:
             jobs, more = [], []
         todo = self._missing(made, jobs, tell)
-        cells = [LaunchCell(planned, lease, profile.ranks) for planned, lease in todo]
-        for cell in cells:
-            tell(f"{cell.planned.label}  {cell.planned.run_id}")
+        cells = [LaunchCell(planned, status.lease, profile.ranks) for planned, status in todo]
+        for planned, status in todo:
+            tell(f"{planned.label}  {planned.run_id}  {status.state}")
         if cells:
             with tempfile.TemporaryDirectory() as folder:
                 launch = Launch(Path(folder) / "LAUNCH")
@@ -104,7 +105,7 @@ class SlurmLauncher(Launcher):
         for planned in made.cells:
             check_ranks(planned.cell.settings, self.cluster.profile.ranks, f"{key}: {self.cluster.at(key)}")
 
-    def _missing(self, made: Plan, jobs: Sequence[Job], tell: Tell) -> list[tuple[PlannedCell, int]]:
+    def _missing(self, made: Plan, jobs: Sequence[Job], tell: Tell) -> list[tuple[PlannedCell, Status]]:
         """What is to be submitted: not done, not trained elsewhere, and in no launch that still has jobs."""
         covered: dict[str, Launch] = {}
         for earlier, shared in current(made.unique(), all_launches(made.runs)):

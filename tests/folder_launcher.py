@@ -86,13 +86,13 @@ class FolderLauncher(Launcher):
     def submit(self, made: Plan, tell: Tell, *, command: str, supervised: bool = False) -> Summary:
         todo, _, _ = missing(made, {job["run"] for job in self.queue.jobs().values()})
         first = len(list(self.queue.folder.glob("*.json")))
-        for number, (planned, lease) in enumerate(todo, start=first):
+        for number, (planned, status) in enumerate(todo, start=first):
             path = self.queue.folder / f"{number}.json"
             job = {
                 "launch": f"from-{first}", "run": planned.run_id, "config": planned.config_id, "study": planned.study,
                 "variant": planned.cell.variant, "settings": planned.cell.settings.model_dump(mode="json"),
                 "runs": str(made.runs), "data": str(made.data), "command": command, "ranks": self.num_ranks,
-                "attempts_before": lease,
+                "attempts_before": status.lease,
             }  # fmt: skip
             write_json(path, job, "new")
             own_job = json.dumps({"job": str(number), "restart": 0, "cluster": "folder"})
