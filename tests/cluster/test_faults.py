@@ -198,8 +198,8 @@ FAULTS: dict[Fault, dict[str, Any]] = {
     undisturbed: ELSEWHERE,
 }
 # SLURM sends the signal of a time limit up to a minute early, and calls a silent node down after a while: these two
-# have to take longer than that.
-SLEEP = {time_limit: 0.25, silent_node: 1.2}
+# have to take longer than that. `cancel` waits for its turn among the other grids' commands.
+SLEEP = {time_limit: 0.25, silent_node: 1.2, cancelled: 0.6}
 IS_GRACEFUL = (
     preempted_by_requeue,
     preempted_by_cancel,
