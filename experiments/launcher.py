@@ -101,6 +101,10 @@ class Queue(ABC):
     def logs(self, made: Plan, planned: PlannedCell) -> list[Path]:
         """The files that the jobs of a cell have printed into so far."""
 
+    @abstractmethod
+    def leftovers(self, runs: Path) -> dict[Path, list[Path]]:
+        """For `gc`: by each launch that is known to have ended, the folders in it that nothing needs any more."""
+
 
 def missing(made: Plan, queued: Container[str]) -> tuple[list[tuple[PlannedCell, Status]], int, int]:
     """The cells of a plan that are to be submitted, each with the status of its run.

@@ -75,6 +75,23 @@ class SlurmQueue(Queue):
             for path in launch.path.glob(pattern)
         ]
 
+    def leftovers(self, runs: Path) -> dict[Path, list[Path]]:
+        """Where SLURM cannot be asked, none; nor those of another cluster than the one that answers here."""
+        launches = all_launches(runs)
+        try:
+            jobs = scheduler.my_jobs() if launches else []
+            here = scheduler.settings().get("ClusterName") if launches else None
+        except SlurmError:
+            return {}
+        found = {}
+        for launch in launches:
+            folders = [launch.path / name for name in ("code", "jobs") if (launch.path / name).exists()]
+            rounds = launch.rounds()
+            has_ended = bool(rounds) and all(each.released and each.slurm in (here, None) for each in rounds)
+            if folders and has_ended and not jobs_of(launch, jobs):
+                found[launch.path] = folders
+        return found
+
 
 def jobs_of(launch: Launch, jobs: Sequence[Job]) -> list[Job]:
     """Those of the user's jobs that are this launch's: by name, since ids are used again."""

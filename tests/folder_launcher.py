@@ -69,6 +69,9 @@ class FolderQueue(Queue):
         files = self.folder.glob("*.json")
         return [path.with_suffix(".log") for path in files if json.loads(path.read_text())["run"] == planned.run_id]
 
+    def leftovers(self, runs: Path) -> dict[Path, list[Path]]:
+        return {}
+
 
 @dataclass(frozen=True)
 class FolderLauncher(Launcher):
