@@ -246,7 +246,7 @@ def _state(folder: Path, state: Mapping[str, Any], notes: list[str], *, has_poin
     """As the store sees it; a folder without leases (a copy of one) is as its state.json says."""
     said = text(state.get("state"), "state.json: state", notes)
     try:
-        seen = RunFolder(folder.parent, folder.name).status().state
+        seen = RunFolder(folder.parent, folder.name).status().state.value
     except (OSError, ValueError, TypeError, OverflowError):
         notes.append("its state cannot be read")
         return "unknown"

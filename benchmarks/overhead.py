@@ -16,7 +16,8 @@ import torch
 
 from benchmarks.harness import Bench, Contender, Reach
 from benchmarks.training import CPU, SMALL, generated
-from experiments.worker import Surroundings, run_cell
+from experiments.states import End
+from experiments.worker import RunContext, run_cell
 from simsiam.config import Settings, validate
 from simsiam.data import Dataset
 from simsiam.loading import make_source
@@ -42,9 +43,9 @@ def bare_loop(settings: Settings, dataset: Dataset) -> None:
 
 def whole_run(settings: Settings, dataset: Dataset, runs: Path, run_id: str) -> None:
     """A run as a worker trains it."""
-    where = Surroundings(runs, CPU, torch.get_num_threads(), lambda: False, lambda progress: None)
-    state, why = run_cell(run_id, settings, dataset, where)
-    assert state == "done", why
+    context = RunContext(runs, CPU, torch.get_num_threads(), lambda: False, lambda progress: None)
+    result = run_cell(run_id, settings, dataset, context)
+    assert result.state == End.DONE, result.reason
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import scheduler
+from experiments import scheduler, slurm_environment
 from experiments.cluster import Cluster
 from experiments.launches import FOLDER, Launch, copy_code
 from experiments.pool import signals_held_back
@@ -37,7 +37,7 @@ def probe(folder: str, data: str) -> None:
 
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, on_signal)
-    report: Json = {"node": os.environ.get("SLURMD_NODENAME"), "python": sys.executable}
+    report: Json = {"node": slurm_environment.node(), "python": sys.executable}
     report["submitters_file"] = (path / "from-login").exists()
     report["cpus"] = num_cores()
     report["visible_gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -130,8 +130,8 @@ def _wait(job: str, tell: Callable[[str], None], patience: float) -> bool:
             continue
         if not mine:
             return True
-        begun = begun or mine[0].state != "PENDING"
-        now = f"{mine[0].state.lower()} ({mine[0].reason})" if mine[0].state == "PENDING" else mine[0].state.lower()
+        begun = begun or not mine[0].is_pending
+        now = str(mine[0])
         if now != told:
             told = now
             tell(f"job {job}: {now}")

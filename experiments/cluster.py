@@ -85,7 +85,7 @@ class Profile(BaseModel):
     cells_per_task: Count | None = None  # none: a task takes cells until none is left
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_failures: Count = 2  # of a cell, before it counts as failed
-    # The surroundings
+    # Where a job finds things
     setup: tuple[str, ...] = ()
     options: dict[str, str | int | bool] = {}
     runs: Text | None = None

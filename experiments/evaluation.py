@@ -33,7 +33,7 @@ from simsiam.files import write_atomically
 from simsiam.interchange import export_detectron2, export_torchvision, import_release
 from simsiam.linear import LinearProtocol, NonFiniteError, evaluate_linear
 from simsiam.machine import idle_cores
-from simsiam.rendezvous import Place, device_of, meet
+from simsiam.rendezvous import Rendezvous, device_of, join
 from simsiam.siamese import Siamese
 
 
@@ -67,9 +67,9 @@ def evaluate_run(task: Evaluation, num_ranks: int, on_epoch: OnEpoch) -> dict[st
     if known is not None and known.get("protocol") == task.protocol.model_dump(mode="json"):
         return known
     with tempfile.TemporaryDirectory() as folder:
-        places = [Place(rank, num_ranks, Path(folder) / "meeting.json") for rank in range(num_ranks)]
+        ranks = [Rendezvous(rank, num_ranks, Path(folder) / "rendezvous.json") for rank in range(num_ranks)]
         context = multiprocessing.get_context("spawn")
-        others = [context.Process(target=_follow, args=(task, place), daemon=True) for place in places[1:]]
+        others = [context.Process(target=_follow, args=(task, rank), daemon=True) for rank in ranks[1:]]
 
         def look_for_the_others() -> None:
             if dead := [process for process in others if process.exitcode is not None]:
@@ -78,7 +78,7 @@ def evaluate_run(task: Evaluation, num_ranks: int, on_epoch: OnEpoch) -> dict[st
         try:
             for process in others:
                 process.start()
-            result = _evaluate(task, places[0], on_epoch, look_for_the_others)
+            result = _evaluate(task, ranks[0], on_epoch, look_for_the_others)
         except LOST as error:
             raise StoreError(f"{task.run.path}: {error}") from None
         finally:
@@ -90,16 +90,16 @@ def evaluate_run(task: Evaluation, num_ranks: int, on_epoch: OnEpoch) -> dict[st
 
 
 def _evaluate(
-    task: Evaluation, place: Place, on_epoch: OnEpoch, while_waiting: Callable[[], None] = lambda: None
+    task: Evaluation, rendezvous: Rendezvous, on_epoch: OnEpoch, while_waiting: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     """One rank's part; the result is the same on all."""
-    device = device_of(task.device_type, place.rank)
+    device = device_of(task.device_type, rendezvous.rank)
     # Torch heeds OMP_NUM_THREADS and what cores it is bound to, but neither other ranks nor who else uses the cores:
     # beside others one thread is quicker than two that wait for each other.
-    torch.set_num_threads(min(torch.get_num_threads(), max(1, round(idle_cores()) // place.world_size)))
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, round(idle_cores()) // rendezvous.world_size)))
     dataset = load(task.settings.data, task.data)
     model = load_model(task.run.path, task.settings, dataset.num_channels, len(dataset.train)).to(device)
-    with meet(place, device, while_waiting=while_waiting) as team:
+    with join(rendezvous, device, while_waiting=while_waiting) as group:
         return evaluate_linear(
             model.backbone,
             task.settings,
@@ -108,14 +108,14 @@ def _evaluate(
             device=device,
             seed=task.settings.seed,
             on_epoch=on_epoch,
-            ranks=team.ranks,
+            ranks=group.ranks,
         )
 
 
-def _follow(task: Evaluation, place: Place) -> None:
+def _follow(task: Evaluation, rendezvous: Rendezvous) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is rank 0's
     with contextlib.suppress(*LOST, NonFiniteError, SettingsError, StoreError, DataError):  # rank 0 tells
-        _evaluate(task, place, on_epoch=lambda epoch, loss: None)
+        _evaluate(task, rendezvous, on_epoch=lambda epoch, loss: None)
 
 
 def settings_of(folder: Path) -> Settings:

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from experiments.meetings import Call, write_loss
-from experiments.member import Member, crash_advice, say
-from experiments.pool import News, Task
+from experiments.launcher import CellTask
+from experiments.meetings import Announcement, write_loss
+from experiments.member import JobTask, crash_advice, say
+from experiments.pool import Ended
+from experiments.states import End
 
 
-class Follower(Member):
-    """It decides nothing: which cell, when a job ends, whether it is queued again."""
+class OtherTask(JobTask):
+    """It decides nothing: neither which cell, nor when a job ends, nor whether it is queued again."""
 
     def run(self) -> None:
-        """Follow until task 0 announces the end. A job that is being stopped is waited for, as task 0 does."""
+        """Do what task 0 announces, until it announces the end: also while the job is being stopped."""
         self.pool = self.make_pool()
-        self.board.sign(self.seat.rank)
+        self.announcements.mark_ready(self.ranks.rank)
         known = {cell.planned.run_id: cell.planned for cell in self.launch.cells}
-        call, meeting = Call(0, None), Path()
+        current, rendezvous = Announcement(0, None), Path()
         while True:
-            latest = self.board.latest()
-            if latest is not None and latest.number > call.number:
-                call, meeting = latest, self.board.meeting(latest.number)
+            latest = self.announcements.latest()
+            if latest is not None and latest.number > current.number:
+                current, rendezvous = latest, self.announcements.rendezvous(latest.number)
                 self.abandon()
-                if call.run_id is None:
+                if current.run_id is None:
                     return
-                say(f"{known[call.run_id].label} ({call.run_id}): started, as rank {self.seat.rank}")
-                self.pool.train(Task(known[call.run_id], call.retry_failed, call.attempts_before, meeting))
+                planned = known[current.run_id]
+                say(f"{planned.label} ({planned.run_id}): started, as rank {self.ranks.rank}")
+                self.pool.train(CellTask(planned, current.retry_failed, current.attempts_before, rendezvous))
             if self.stopping:
                 self.pool.stop.set()
             for news in self.pool.listen():
-                self.hear(news, meeting)
+                if isinstance(news, Ended):
+                    self.ended(news, rendezvous)
             if self.is_time_to_look() and self.is_superseded():
                 return self.abandon()
 
@@ -41,13 +45,12 @@ class Follower(Member):
             while self.pool.cells():
                 list(self.pool.listen())
 
-    def hear(self, news: News, meeting: Path) -> None:
+    def ended(self, news: Ended, rendezvous: Path) -> None:
         """Task 0 hears from its own rank how a cell ended; what only this task can know is written down for it."""
-        if news.kind == "crashed" and not self.stopping:
-            reason = crash_advice(news.content, self.launch)
-        elif news.kind == "ended" and news.content[0] == "failed":
-            reason = news.content[1]
-        else:
+        state, reason = news.result
+        if state == End.CRASHED and not self.stopping:
+            reason = crash_advice(reason, self.launch)
+        elif state != End.FAILED:
             return
-        write_loss(meeting, self.seat.rank, f"rank {self.seat.rank}: {reason}")
+        write_loss(rendezvous, self.ranks.rank, f"rank {self.ranks.rank}: {reason}")
         say(f"{news.planned.label}: {reason}")

@@ -8,10 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import scheduler
-from experiments.launches import all_launches
-from experiments.scheduler import SlurmError
-from experiments.slurm import jobs_of
+from experiments.registry import queues
 from experiments.store import RunFolder, run_names
 from simsiam import checkpoint
 
@@ -45,26 +42,11 @@ def _weights_only(folder: Path) -> Callable[[], None]:
 
 
 def _launches(runs: Path) -> list[Garbage]:
-    """Code and scripts of launches that have no jobs any more; those of which SLURM cannot be asked are left alone.
-
-    So are those that were sent to another cluster than the one that answers here.
-    """
-    launches = all_launches(runs)
-    try:
-        jobs = scheduler.my_jobs() if launches else []
-        here = scheduler.settings().get("ClusterName") if launches else None
-    except SlurmError:
-        return []
+    """Code and scripts of launches that have no jobs any more."""
     found = []
-    for launch in launches:
-        folders = [launch.path / name for name in ("code", "jobs") if (launch.path / name).exists()]
-        rounds = launch.rounds()
-        has_ended = bool(rounds) and all(
-            content.get("released") and content.get("slurm") in (here, None) for content in rounds
-        )
-        if folders and has_ended and not jobs_of(launch, jobs):
-            size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
-            found.append(Garbage("code and scripts of a launch that has ended", launch.path, size, _remove(folders)))
+    for launch, folders in [item for queue in queues() for item in queue.leftovers(runs).items()]:
+        size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+        found.append(Garbage("code and scripts of a launch that has ended", launch, size, _remove(folders)))
     return found
 
 

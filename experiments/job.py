@@ -1,6 +1,6 @@
-"""Inside a job: a worker that pulls cells from its launch's list, and the follow-up that submits what is left.
+"""Inside a job: its first task, which takes cells from its launch's list, and the follow-up that submits what is left.
 
-Told to stop, the worker lets its trainings write checkpoints; then it asks for the job to be queued again and waits to
+Told to stop, the task lets its trainings write checkpoints; then it asks for the job to be queued again and waits to
 be killed, because a job that ends by itself is not queued again. This module imports no torch.
 """
 
@@ -10,18 +10,20 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments import scheduler
-from experiments.follower import Follower
-from experiments.launches import Launch, LaunchCell
-from experiments.meetings import Call, losses
-from experiments.member import Member, crash_advice, say
-from experiments.pool import News, Task
+from experiments import scheduler, slurm_environment
+from experiments.follower import OtherTask
+from experiments.launcher import CellTask
+from experiments.launches import Launch, LaunchCell, TaskReport
+from experiments.meetings import Announcement, losses
+from experiments.member import JobTask, crash_advice, say
+from experiments.pool import Ended, Progress
 from experiments.scheduler import SlurmError
+from experiments.states import CellResult, End, State
 from experiments.store import Heartbeats, RunFolder, StoreError
 
 UNCOUNTED_SECONDS = 60.0  # that a job may take to count a failure that it saw
@@ -36,13 +38,13 @@ KILL_SECONDS = 600.0  # to wait for the end that follows a requeue
 def work(folder: str, index: int, num_tasks: int) -> None:
     """Train cells of a launch until none is left: one task of an array."""
     launch = Launch(Path(folder))
-    if int(os.environ["SLURM_PROCID"]) == 0:
-        Worker(launch, index, num_tasks).run()
+    if slurm_environment.rank() == 0:
+        FirstTask(launch, index, num_tasks).run()
     else:
-        Follower(launch).run()
+        OtherTask(launch).run()
 
 
-class Worker(Member):
+class FirstTask(JobTask):
     """The first task of a job, most often the only one: it takes cells from the launch's list."""
 
     def __init__(self, launch: Launch, index: int, num_tasks: int) -> None:
@@ -58,8 +60,8 @@ class Worker(Member):
 
     def run(self) -> None:
         """Train cells until none is left, or until told to stop; then be queued again, if anything is left."""
-        earlier = self.launch.task(self.job).get("cells", [])  # of this job before it was started again
-        self.report(earlier, problem=None)
+        earlier = self.launch.task(self.job).cells  # of this job before it was started again
+        self.report(earlier)
         self.pool = self.make_pool()
         self.left = in_order(self.launch.cells, earlier, self.index / self.num_tasks)
         self.wait_for_the_others()
@@ -80,8 +82,8 @@ class Worker(Member):
             and self.waiting(anything=True)
         ):
             self.queue_again()
-        if self.seat.world_size > 1:
-            self.board.announce(Call(self.announced + 1, None))
+        if self.ranks.num_ranks > 1:
+            self.announcements.announce(Announcement(self.announced + 1, None))
 
     def look_for_the_end(self) -> None:
         """Whether the launch was cancelled."""
@@ -92,17 +94,18 @@ class Worker(Member):
 
     def wait_for_the_others(self) -> None:
         """Until each has its images, however long a copy takes; one that fails ends the job."""
-        while not self.board.are_all_ready(self.seat.world_size) and not self.stopping:
+        while not self.announcements.are_all_ready(self.ranks.num_ranks) and not self.stopping:
             time.sleep(1)
             self.look_for_the_end()
 
-    def announce(self, task: Task) -> Task:
+    def announce(self, task: CellTask) -> CellTask:
         """Have the job's other tasks, if there are any, train a cell together with this one."""
-        if self.seat.world_size == 1:
+        if self.ranks.num_ranks == 1:
             return task
         self.announced += 1
-        self.board.announce(Call(self.announced, task.planned.run_id, task.retry_failed, task.attempts_before))
-        return replace(task, meeting=self.board.meeting(self.announced))
+        planned, retry, before = task.planned, task.retry_failed, task.attempts_before
+        self.announcements.announce(Announcement(self.announced, planned.run_id, retry, before))
+        return replace(task, rendezvous=self.announcements.rendezvous(self.announced))
 
     # --- which cells ---
 
@@ -124,7 +127,7 @@ class Worker(Member):
             self.pool.train(self.announce(task))
             self.report_cells()
 
-    def next_task(self) -> Task | None:
+    def next_task(self) -> CellTask | None:
         """The first cell that nobody trains. What is done or given up leaves the list for good."""
         training = {planned.run_id for planned in self.pool.cells()}
         for cell in self.left[:]:
@@ -132,20 +135,20 @@ class Worker(Member):
             if run_id in training:
                 continue
             status = RunFolder(self.launch.runs, run_id).status(self.heartbeats)
-            if status.state == "done" or self.launch.has_given_up(run_id):
+            if status.state == State.DONE or self.launch.has_given_up(run_id):
                 self.left.remove(cell)
-            elif status.state == "failed" and status.lease > cell.attempts_before:
+            elif status.state == State.FAILED and status.lease > cell.attempts_before:
                 if self.is_counted(run_id, status.lease):
-                    return Task(cell.planned, retry_failed=True, attempts_before=cell.attempts_before)
-            elif status.state != "running":
+                    return CellTask(cell.planned, retry_failed=True, attempts_before=cell.attempts_before)
+            elif status.state != State.RUNNING:
                 # A failure that comes to be known only now is not this job's to try again.
-                retry = status.state == "failed"
-                return Task(cell.planned, retry_failed=retry, attempts_before=cell.attempts_before)
+                retry = status.state == State.FAILED
+                return CellTask(cell.planned, retry_failed=retry, attempts_before=cell.attempts_before)
         return None
 
     def is_counted(self, run_id: str, attempt: int) -> bool:
         """Whether a failure in this launch has been counted: by the job that saw it, or, if that died, by this one."""
-        if any(item.get("attempt") == attempt for item in self.launch.failures(run_id)):
+        if any(failure.attempt == attempt for failure in self.launch.failures(run_id)):
             return True
         since = self.uncounted.setdefault((run_id, attempt), time.monotonic())
         if time.monotonic() - since > UNCOUNTED_SECONDS:
@@ -161,39 +164,45 @@ class Worker(Member):
         if self.uncounted:
             self.uncounted = {key: since for key, since in self.uncounted.items() if not self.is_counted(*key)}
             return True
-        return any(status.state != "done" and (anything or not status.certain) for status in statuses)
+        return any(status.state != State.DONE and (anything or not status.certain) for status in statuses)
 
     # --- what the cells tell ---
 
     def hear(self) -> None:
-        """Take in news; now and then look for the tombstone."""
+        """Take in news; now and then look whether the launch was cancelled."""
         for news in self.pool.listen():
-            if news.kind == "progress":
-                self.watch_grace(news.planned.run_id, news.content)
+            if isinstance(news, Progress):
+                self.watch_grace(news.planned.run_id, news.numbers)
             else:
                 self.ended(news)
                 self.report_cells()
         self.look_for_the_end()
 
-    def ended(self, news: News) -> None:
+    def ended(self, news: Ended) -> None:
         run_id, label = news.planned.run_id, news.planned.label
         attempt = RunFolder(self.launch.runs, run_id).highest_lease()
         self.costs.pop(run_id, None)
         self.search_at = 0.0
-        state, reason = news.content if news.kind == "ended" else ("crashed", crash_advice(news.content, self.launch))
-        if state == "interrupted":  # another rank is gone; its own task knows more
-            state, reason = "crashed", losses(self.board.meeting(self.announced)) or reason
-        if state == "crashed" and self.stopping:
+        state, reason = self.explained(news.result)
+        if state == End.CRASHED and self.stopping:
             return  # a process that dies while the job is being ended was ended with it
         say(f"{label}: {state}" + (f": {reason}" if reason else ""))
-        if state == "elsewhere":  # another job was a moment earlier
+        if state == End.ELSEWHERE:  # another job was a moment earlier
             self.taken -= 1
-        if state in ("crashed", "failed", "given up"):
-            self.launch.record_failure(run_id, reason, attempt, final=state == "given up")
-        if state == "crashed" and self.launch.has_given_up(run_id):
+        if state in (End.CRASHED, End.FAILED, End.GIVEN_UP):
+            self.launch.record_failure(run_id, reason, attempt, final=state == End.GIVEN_UP)
+        if state == End.CRASHED and self.launch.has_given_up(run_id):
             self.mark_failed(news, reason)
 
-    def mark_failed(self, news: News, reason: str) -> None:
+    def explained(self, result: CellResult) -> CellResult:
+        """With what this task knows of a crash, or, if another rank is gone, what that one's task has written down."""
+        if result.state == End.CRASHED:
+            return CellResult(End.CRASHED, crash_advice(result.reason, self.launch))
+        if result.state == End.INTERRUPTED:
+            return CellResult(End.CRASHED, losses(self.announcements.rendezvous(self.announced)) or result.reason)
+        return result
+
+    def mark_failed(self, news: Ended, reason: str) -> None:
         """A process that crashes leaves no state behind; say so for it, once it is not tried again."""
         run = RunFolder(self.launch.runs, news.planned.run_id)
         with contextlib.suppress(StoreError, OSError, RuntimeError):
@@ -218,28 +227,26 @@ class Worker(Member):
 
     # --- what the job tells ---
 
-    def report(self, cells: list[str], *, problem: str | None, warning: str | None = None) -> None:
+    def report(self, cells: Iterable[str], warning: str | None = None) -> None:
         if self.is_superseded():
             return
-        before = self.launch.task(self.job)
-        self.launch.write_task(
-            self.job,
-            {
-                **self.identity,
-                "host": socket.gethostname(),
-                "node": os.environ.get("SLURMD_NODENAME"),
-                "cpus": sorted(os.sched_getaffinity(0)),
-                "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"),
-                "cells": cells,
-                "problem": problem,
-                "warning": warning or before.get("warning"),
-            },
+        report = TaskReport(
+            job=self.job,
+            restart=self.restart,
+            cluster=self.job_cluster,
+            host=socket.gethostname(),
+            node=slurm_environment.node(),
+            cpus=tuple(sorted(os.sched_getaffinity(0))),
+            gpus=os.environ.get("CUDA_VISIBLE_DEVICES"),
+            cells=tuple(cells),
+            warning=warning or self.launch.task(self.job).warning,
         )
+        self.launch.write_task(report)
 
     def report_cells(self, warning: str | None = None) -> None:
         if self.stopping:
             return  # what it trained last is what it begins with when it is started again
-        self.report([planned.run_id for planned in self.pool.cells()], problem=None, warning=warning)
+        self.report([planned.run_id for planned in self.pool.cells()], warning)
 
     # --- the end ---
 
@@ -263,8 +270,8 @@ class Worker(Member):
             time.sleep(2)
 
 
-def in_order(cells: list[LaunchCell], earlier: list[str], start: float) -> list[LaunchCell]:
-    """The list as a worker goes through it: first what it trained before, then from a place of its own on."""
+def in_order(cells: Sequence[LaunchCell], earlier: Sequence[str], start: float) -> list[LaunchCell]:
+    """The list as a job goes through it: first what it trained before, then from a place of its own on."""
     turn = int(start * len(cells))
     turned = [*cells[turn:], *cells[:turn]]
     return sorted(turned, key=lambda cell: cell.planned.run_id not in earlier)
@@ -285,9 +292,9 @@ def follow_up(folder: str) -> None:
         say(f"all cells that are left are trained elsewhere: looking again in {LOOK_AGAIN_MINUTES} minutes")
         return _insistently(lambda: submit_look(launch, LOOK_AGAIN_MINUTES))
     total = sum(_steps(launch, cell) for cell in launch.cells)
-    progress = [int(content["steps"]) for content in rounds if "steps" in content]
+    progress = [content.steps for content in rounds if content.steps is not None]
     say(f"{len(missing)} of {len(launch.cells)} cells are left")
-    launch.write_round({**rounds[-1], "steps": total})
+    launch.write_round(rounds[-1].model_copy(update={"steps": total}))
     if not missing:
         return
     if len(progress) >= MAX_IDLE_ROUNDS and all(steps == total for steps in progress[-MAX_IDLE_ROUNDS:]):
@@ -311,8 +318,8 @@ def _unattended(launch: Launch, cells: list[LaunchCell]) -> list[LaunchCell]:
     for look in range(LOOKS_FOR_OWNERS):
         time.sleep(SEARCH_SECONDS if look else 0)
         states = [(cell, RunFolder(launch.runs, cell.planned.run_id).status(heartbeats)) for cell in left]
-        left = [cell for cell, status in states if not (status.state == "running" and status.certain)]
-        if not any(status.state == "running" for _, status in states):
+        left = [cell for cell, status in states if not status.is_alive]
+        if not any(status.state == State.RUNNING for _, status in states):
             break  # nobody to wait for
     return left
 

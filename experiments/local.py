@@ -10,12 +10,15 @@ from __future__ import annotations
 import signal
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from experiments.plan import PlannedCell
-from experiments.pool import Machine, News, Pool, Task
+from experiments.launcher import CellTask, Launcher, Summary, Tell, missing
+from experiments.plan import Plan, PlannedCell
+from experiments.pool import Ended, Machine, Pool, Progress
+from experiments.states import CellResult, End, State
 from experiments.store import Heartbeats, RunFolder
+from simsiam.config import check_ranks
 
 # Ctrl-C, a request to end, and a terminal that is closed.
 STOPPING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
@@ -27,26 +30,36 @@ class View(Protocol):
 
     def started(self, planned: PlannedCell) -> None: ...
     def progressed(self, planned: PlannedCell, progress: dict[str, Any]) -> None: ...
-    def ended(self, planned: PlannedCell, state: str, message: str) -> None: ...
+    def ended(self, planned: PlannedCell, result: CellResult) -> None: ...
     def waiting(self, others: int) -> None: ...
     def stopping(self) -> None: ...
 
 
-@dataclass
-class Summary:
-    """How the cells of a grid ended: run ids by state; ``failures`` has the reason of each failed one."""
+@dataclass(frozen=True)
+class LocalLauncher(Launcher):
+    """Trains cells in worker processes on this machine, and returns when they have ended."""
 
-    done: list[str] = field(default_factory=list)
-    stopped: list[str] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
-    skipped_failures: list[str] = field(default_factory=list)
+    machine: Machine
+    view: View
+    retry_failed: bool = False
 
+    def check(self, made: Plan) -> None:
+        for planned in made.cells:
+            check_ranks(planned.cell.settings, self.machine.ranks.num_ranks, "--ranks")
 
-def run_grid(
-    cells: Sequence[PlannedCell], machine: Machine, view: View, *, retry_failed: bool, command: str
-) -> Summary:
-    """Train all cells that are not done. Ctrl-C (or SIGTERM) once checkpoints and stops, twice stops at once."""
-    return _Grid(cells, machine, view, retry_failed, command).run()
+    def submit(self, made: Plan, tell: Tell, *, command: str, supervised: bool = False) -> Summary:
+        """Ctrl-C (or SIGTERM) once checkpoints and stops, twice stops at once."""
+        return _Grid(made.unique(), self.machine, self.view, self.retry_failed, command).run()
+
+    def preview(self, made: Plan, tell: Tell) -> list[PlannedCell]:
+        self.check(made)
+        todo, _, _ = missing(made, ())
+        for planned, status in todo:
+            tell(f"{planned.label}  {planned.run_id}  {status.state}")
+        return [planned for planned, _ in todo]
+
+    def supervise(self, made: Plan, tell: Tell) -> bool:
+        return True  # ``submit`` has stayed
 
 
 class _Grid:
@@ -66,11 +79,11 @@ class _Grid:
     def _sort(self, planned: PlannedCell, *, first_look: bool = False) -> None:
         """Put a cell where its state says that it belongs."""
         status = RunFolder(self.machine.runs, planned.run_id).status(self.heartbeats)
-        if status.state == "done":
+        if status.state == State.DONE:
             self.summary.done.append(planned.run_id)
-        elif status.state == "running":
+        elif status.state == State.RUNNING:
             self.elsewhere.append(planned)
-        elif status.state == "failed" and not (self.retry_failed and first_look):
+        elif status.state == State.FAILED and not (self.retry_failed and first_look):
             if first_look:
                 self.summary.skipped_failures.append(planned.run_id)
             else:
@@ -87,7 +100,10 @@ class _Grid:
                 elif not self.pool.cells():
                     break
                 for news in self.pool.listen():
-                    self._hear(news)
+                    if isinstance(news, Progress):
+                        self.view.progressed(news.planned, news.numbers)
+                    else:
+                        self._ended(news)
             return self.summary
         finally:
             self.pool.dismiss()
@@ -107,38 +123,34 @@ class _Grid:
     def _hand_out(self) -> None:
         """Give every idle worker a cell; start workers while there are more cells than workers."""
         for planned in self.elsewhere[:]:
-            if RunFolder(self.machine.runs, planned.run_id).status(self.heartbeats).state != "running":
+            if RunFolder(self.machine.runs, planned.run_id).status(self.heartbeats).state != State.RUNNING:
                 self.elsewhere.remove(planned)
                 self._sort(planned)
         while self.queue and self.pool.has_room():
             planned = self.queue.popleft()
-            self.pool.train(Task(planned, self.retry_failed))
+            self.pool.train(CellTask(planned, self.retry_failed))
             self.view.started(planned)
         if self.elsewhere and not self.pool.cells():
             self.view.waiting(len(self.elsewhere))
 
-    def _hear(self, news: News) -> None:
-        planned = news.planned
-        if news.kind == "progress":
-            self.view.progressed(planned, news.content)
+    def _ended(self, news: Ended) -> None:
+        planned, (state, reason) = news.planned, news.result
+        if state == End.CRASHED:
+            self._take_up_again(planned, f"its worker process was {reason}")
             return
-        if news.kind == "crashed":
-            self._take_up_again(planned, f"its worker process was {news.content}")
-            return
-        state, reason = news.content
-        if state == "interrupted":
+        if state == End.INTERRUPTED:
             self._take_up_again(planned, reason)
             return
-        if state == "elsewhere":
+        if state == End.ELSEWHERE:
             self._sort(planned)
             return
-        if state == "done":
+        if state == End.DONE:
             self.summary.done.append(planned.run_id)
-        elif state == "stopped":
+        elif state == End.STOPPED:
             self.summary.stopped.append(planned.run_id)
         else:
             self.summary.failures[planned.run_id] = reason
-        self.view.ended(planned, state, reason)
+        self.view.ended(planned, news.result)
 
     def _take_up_again(self, planned: PlannedCell, reason: str) -> None:
         """A cell lost its worker or a rank; it goes on from its checkpoint, unless that keeps happening."""
@@ -147,4 +159,4 @@ class _Grid:
             self.queue.appendleft(planned)
             return
         self.summary.failures[planned.run_id] = reason
-        self.view.ended(planned, "failed", reason)
+        self.view.ended(planned, CellResult(End.FAILED, reason))

@@ -1,7 +1,7 @@
 """How the tasks of a job, which train a cell together, agree on which one: over files in the launch's folder.
 
-Task 0 takes the cells; the others follow what it announces. Every start of a job has files of its own, so nothing that
-an earlier one left is taken for news. This module imports no torch.
+Task 0 takes the cells, and announces each to the others. Every start of a job has files of its own, so nothing that an
+earlier one left is taken for news. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from simsiam.files import write_atomically
 
 
 @dataclass(frozen=True)
-class Call:
+class Announcement:
     """What task 0 has announced last: the cell to train, or, without one, the end of the job's work."""
 
     number: int
@@ -25,43 +25,43 @@ class Call:
     attempts_before: int | None = None
 
 
-class Board:
+class Announcements:
     """Where the tasks of one start of a job read what they do together."""
 
     def __init__(self, launch: Launch, job: str, restart: int) -> None:
-        self._path = launch.path / "teams" / f"{job}-{restart}.json"
+        self._path = launch.path / "announcements" / f"{job}-{restart}.json"
 
-    def announce(self, call: Call) -> None:
+    def announce(self, announcement: Announcement) -> None:
         """From now on all tasks are to train this cell, and no other."""
-        write_json(self._path, asdict(call), secrets.token_hex(4))
+        write_json(self._path, asdict(announcement), secrets.token_hex(4))
 
-    def latest(self) -> Call | None:
+    def latest(self) -> Announcement | None:
         """What was announced last; None before the first."""
         content = read_json(self._path)
-        return None if content is None else Call(**content)
+        return None if content is None else Announcement(**content)
 
-    def meeting(self, number: int) -> Path:
-        """The file by which the ranks of a cell find each other."""
-        return self._path.with_suffix(f".{number}.meeting")
+    def rendezvous(self, number: int) -> Path:
+        """The file by which the ranks of an announced cell find each other."""
+        return self._path.with_suffix(f".{number}.rendezvous")
 
-    def sign(self, rank: int) -> None:
-        """Say that this task has its images and waits for a cell."""
-        self._signature(rank).touch()
+    def mark_ready(self, rank: int) -> None:
+        """This task has its images and waits for a cell."""
+        self._ready(rank).touch()
 
     def are_all_ready(self, num_tasks: int) -> bool:
-        """Whether every task has signed."""
-        return all(self._signature(rank).exists() for rank in range(1, num_tasks))
+        """Whether every other task is ready."""
+        return all(self._ready(rank).exists() for rank in range(1, num_tasks))
 
-    def _signature(self, rank: int) -> Path:
+    def _ready(self, rank: int) -> Path:
         return self._path.with_suffix(f".ready.{rank}")
 
 
-def losses(meeting: Path) -> str:
-    """Which tasks lost their part of a cell, and how, as they wrote down; empty if none did."""
-    paths = sorted(meeting.parent.glob(f"{meeting.name}.lost.*"))
+def losses(rendezvous: Path) -> str:
+    """Which ranks lost their part of a cell, and how, as they wrote down; empty if none did."""
+    paths = sorted(rendezvous.parent.glob(f"{rendezvous.name}.lost.*"))
     return "; ".join(path.read_text(encoding="utf-8") for path in paths)
 
 
-def write_loss(meeting: Path, rank: int, reason: str) -> None:
+def write_loss(rendezvous: Path, rank: int, reason: str) -> None:
     """What :func:`losses` reads."""
-    write_atomically(Path(f"{meeting}.lost.{rank}"), lambda file: file.write(reason), aside="new", mode="w")
+    write_atomically(Path(f"{rendezvous}.lost.{rank}"), lambda file: file.write(reason), aside="new", mode="w")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 
+from experiments import slurm_environment
 from experiments.launches import Launch
 from experiments.provenance import ROOT
 from experiments.store import StoreError
@@ -19,7 +19,7 @@ from simsiam.machine import num_cores
 
 def check_node(launch: Launch) -> None:
     """Raises StoreError for what would make every cell of this job fail, or its numbers differ."""
-    profile, node = launch.cluster.profile, os.environ.get("SLURMD_NODENAME", socket.gethostname())
+    profile, node = launch.cluster.profile, slurm_environment.node()
     if not (launch.path / "code").exists():
         raise StoreError(f"{launch.path / 'code'}: the launch's copy of the code is gone: `launch` again makes another")
     if launch.path / "code" != ROOT:
@@ -29,13 +29,13 @@ def check_node(launch: Launch) -> None:
             f"cpus_per_task: {profile.cpus_per_task} were asked for, but this job may use only {num_cores()} of {node}"
             f"  [{launch.cluster.at('cpus_per_task')}]"
         )
-    visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    visible = slurm_environment.visible_gpus()
     if profile.on_gpu and len(visible) < profile.gpus_per_task:
         raise StoreError(
             f"gpus_per_task: {profile.gpus_per_task} were asked for, but SLURM gave {len(visible)} on {node}"
             f"  [{launch.cluster.at('gpus_per_task')}]"
         )
-    data = Path(launch.spec["data"])
+    data = launch.spec.data
     for planned in {cell.planned.cell.settings.data: cell.planned for cell in launch.cells}.values():
         settings = planned.cell.settings
         found = fingerprint(settings.data, data)
@@ -50,7 +50,7 @@ def check_node(launch: Launch) -> None:
 
 def images_on_the_node(launch: Launch) -> Path:
     """Where to read images from: the launch's place, or a copy of it on the node's own disk if the profile says so."""
-    source = Path(launch.spec["data"])
+    source = launch.spec.data
     if launch.cluster.profile.local_data is None:
         return source
     target = Path(os.path.expandvars(launch.cluster.profile.local_data))

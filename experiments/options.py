@@ -112,9 +112,10 @@ def require_runs(plans: list[Plan], purpose: str) -> None:
 
     Raises StoreError if no run of any plan has been started.
     """
+    from experiments.states import State
     from experiments.store import StoreError
 
-    if any(status.state != "pending" for made in plans for status in made.statuses().values()):
+    if any(status.state != State.PENDING for made in plans for status in made.statuses().values()):
         return
     first = plans[0]
     which = first.studies[0].name if len(plans) == 1 else "any study"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.states import State
 from experiments.store import Heartbeats, RunFolder, Status, run_names
 from experiments.study import Cell, Scale, Study, make_cells, no_collection
 from simsiam.config import DataSettings, Settings, config_id
@@ -59,10 +60,10 @@ class Plan:
         return sorted(by_run.values(), key=turn)
 
     def statuses(self, heartbeats: Heartbeats | None = None) -> dict[str, Status]:
-        """The state of each run, or "unreadable"; who looks more than once remembers the heartbeats."""
+        """The state of each run; who looks more than once remembers the heartbeats."""
         there = run_names(self.runs)
         heartbeats = heartbeats or Heartbeats()
-        pending = Status("pending", {})
+        pending = Status(State.PENDING, {})
         return {
             run_id: _status(RunFolder(self.runs, run_id), heartbeats) if run_id in there else pending
             for run_id in dict.fromkeys(planned.run_id for planned in self.cells)
@@ -74,7 +75,7 @@ def _status(folder: RunFolder, heartbeats: Heartbeats) -> Status:
     try:
         return folder.status(heartbeats)
     except OSError:
-        return Status("unreadable", {})
+        return Status(State.UNREADABLE, {})
 
 
 @no_collection()

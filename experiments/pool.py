@@ -10,15 +10,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from experiments.meetings import losses
+from experiments.launcher import CellTask, Ranks, RanksStarter
 from experiments.plan import PlannedCell
+from experiments.states import CellResult, End
 from experiments.store import StoreError
 from simsiam.machine import idle_cores
 
@@ -27,7 +27,6 @@ POLL_SECONDS = 1.0  # at most, between two looks at what the workers tell
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2") if hasattr(signal, name)
 ]  # Windows has not all of them
-Kind = Literal["progress", "ended", "crashed"]
 # What a training process is to find in its environment when it loads torch.
 ENVIRONMENT = {
     # Threads that wait for each other by spinning, which GNU's OpenMP does by default, starve on a machine that others
@@ -53,12 +52,16 @@ def prepare_environment(threads: int) -> None:
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Which of a job's tasks this process is, where the tasks of a job train a cell together."""
+class LocalRanks:
+    """Each worker is rank 0 of its cells, and starts the other ranks on this machine."""
 
-    rank: int
-    world_size: int
-    local_rank: int  # on its node
+    num_ranks: int = 1
+
+    def start(self, worker: int, data: Path, stop: Event) -> Ranks:
+        """Of a worker that trains alone, too."""
+        from experiments.ranks import LocalGroup
+
+        return LocalGroup(self.num_ranks, worker * self.num_ranks, data)
 
 
 @dataclass(frozen=True)
@@ -70,29 +73,25 @@ class Machine:
     num_workers: int
     threads: int  # of each worker, and of each of its ranks
     device: str  # cpu or cuda
-    ranks: int = 1  # processes that train a cell together: the worker and others that it starts
+    ranks: RanksStarter = LocalRanks()
     checkpoint_seconds: float = 60.0  # between two checkpoints within an epoch
     logs: Path | None = None  # a folder for what each cell prints; None: it goes where the launcher's output goes
-    seat: Seat = Seat(0, 1, 0)  # among the tasks of a job; then ``ranks`` and ``num_workers`` are 1
 
 
 @dataclass(frozen=True)
-class Task:
-    """A cell to train."""
+class Progress:
+    """The latest numbers of a cell."""
 
     planned: PlannedCell
-    retry_failed: bool = False
-    attempts_before: int | None = None  # those after it may give up for lack of progress; None: none does
-    meeting: Path | None = None  # the file by which the tasks of a job find each other, if they train it together
+    numbers: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class News:
-    """What became known of a cell: its progress, its end (state and reason), or how its process was lost."""
+class Ended:
+    """How an attempt to train a cell ended; "crashed" if its process did not live to say so."""
 
     planned: PlannedCell
-    kind: Kind
-    content: Any
+    result: CellResult
 
 
 @dataclass(eq=False)
@@ -127,7 +126,7 @@ class Pool:
         """Whether another cell can be trained now."""
         return len(self.cells()) < self.machine.num_workers
 
-    def train(self, task: Task) -> None:
+    def train(self, task: CellTask) -> None:
         """Hand a cell to an idle worker, or to a new one."""
         worker = next((worker for worker in self._workers if worker.cell is None), None) or self._start()
         worker.cell = task.planned
@@ -147,7 +146,7 @@ class Pool:
         self._workers.append(worker)
         return worker
 
-    def listen(self) -> Iterator[News]:
+    def listen(self) -> Iterator[Progress | Ended]:
         """Take in what the workers tell, for at most a second."""
         by_source: dict[object, _Worker] = {}
         for worker in self._workers:
@@ -158,23 +157,25 @@ class Pool:
         for worker in {by_source[source] for source in wait(list(by_source), timeout=POLL_SECONDS)}:  # type: ignore[arg-type]
             try:
                 while worker.connection.poll():
-                    kind, content = worker.connection.recv()
+                    told = worker.connection.recv()
                     assert worker.cell is not None, "a worker speaks only of its cell"
                     planned = worker.cell
-                    if kind == "ended":
-                        worker.cell = None
-                        # After such an end of one, the ranks of a worker no longer understand each other.
-                        are_broken = self.machine.ranks > 1 and content[0] in ("failed", "interrupted")
-                        if not self.warm or are_broken:
-                            self._dismiss([worker])
-                    yield News(planned, kind, content)
+                    if not isinstance(told, CellResult):
+                        yield Progress(planned, told)
+                        continue
+                    worker.cell = None
+                    # After such an end of one, the ranks of a worker no longer understand each other.
+                    are_broken = self.machine.ranks.num_ranks > 1 and told.state in (End.FAILED, End.INTERRUPTED)
+                    if not self.warm or are_broken:
+                        self._dismiss([worker])
+                    yield Ended(planned, told)
                     if worker not in self._workers:
                         break
             except (EOFError, ConnectionResetError):
                 worker.process.join()
                 self._workers.remove(worker)
                 if worker.cell is not None:
-                    yield News(worker.cell, "crashed", _how(worker.process.exitcode))
+                    yield Ended(worker.cell, CellResult(End.CRASHED, _how(worker.process.exitcode)))
 
     def kill(self) -> None:
         """End all workers at once; their cells go on from their last checkpoints another time."""
@@ -225,16 +226,14 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
         signal.signal(number, signal.SIG_IGN)
     import torch
 
-    from experiments.ranks import Group, run_cell_on_ranks
-    from experiments.worker import Surroundings
+    from experiments.worker import RunContext
     from simsiam.data import DataError, load
-    from simsiam.distributed import RankLostError
-    from simsiam.rendezvous import Place, device_of
+    from simsiam.rendezvous import device_of
 
     load_cached = _remembering(load)
-    first_device = index * machine.ranks + machine.seat.local_rank
-    suffix = f".{machine.seat.rank}" if machine.seat.rank else ""
-    device = device_of(machine.device, first_device)
+    ranks = machine.ranks.start(index, machine.data, stop)
+    suffix = f".{ranks.rank}" if ranks.rank else ""
+    device = device_of(machine.device, ranks.device)
     torch.set_num_interop_threads(1)
     last_told = 0.0
 
@@ -243,10 +242,10 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
         if "knn_top1" in progress or time.monotonic() - last_told > 0.5:
             last_told = time.monotonic()
             with contextlib.suppress(BrokenPipeError):  # the launcher was killed: should_stop finds out
-                connection.send(("progress", dict(progress)))
+                connection.send(dict(progress))
 
-    def where(task: Task) -> Surroundings:
-        return Surroundings(
+    def context(task: CellTask) -> RunContext:
+        return RunContext(
             runs=machine.runs,
             device=device,
             threads=machine.threads,
@@ -260,36 +259,19 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
             command=command,
         )
 
-    looked_at = 0.0
-
-    def look_for_the_others(meeting: Path) -> None:
-        nonlocal looked_at
-        if time.monotonic() - looked_at > POLL_SECONDS:
-            looked_at = time.monotonic()
-            if reason := losses(meeting):
-                raise RankLostError(reason)
-            if stop.is_set():
-                raise RankLostError("this job was told to stop before its tasks had met")
-
     with (
         contextlib.suppress(EOFError, BrokenPipeError),  # the launcher was killed
-        contextlib.closing(Group(machine.ranks, first_device, machine.data)) as group,
+        contextlib.closing(ranks),
     ):
         while (task := connection.recv()) is not None:
-            planned: PlannedCell = task.planned
             if machine.logs is not None:
-                _log_to(machine.logs / f"{planned.run_id}{suffix}.log")
+                _log_to(machine.logs / f"{task.planned.run_id}{suffix}.log")
             try:
-                dataset = load_cached(planned.cell.settings.data, machine.data)
-                cell = (planned.run_id, planned.cell.settings, dataset, where(task))
-                if task.meeting is None:
-                    ended = group.run_cell(*cell)
-                else:
-                    place = Place(machine.seat.rank, machine.seat.world_size, task.meeting)
-                    ended = run_cell_on_ranks(*cell, place, while_waiting=partial(look_for_the_others, task.meeting))
+                dataset = load_cached(task.planned.cell.settings.data, machine.data)
+                result = ranks.run_cell(task, dataset, context(task))
             except (DataError, StoreError) as error:
-                ended = ("failed", str(error))
-            connection.send(("ended", ended))
+                result = CellResult(End.FAILED, str(error))
+            connection.send(result)
 
 
 def _log_to(path: Path) -> None:

@@ -1,7 +1,7 @@
 """One run on many ranks: what each of the processes does that train it together.
 
 Rank 0 does what a process alone would do: it claims the run, keeps its heartbeat and writes everything. The others
-follow: they learn from it whether there is something to train, which attempt it is and with how many threads. A rank
+learn from it whether there is something to train, which attempt it is and with how many threads. A rank
 that fails tells the others why before it leaves; one that is killed is missed, since its connections close.
 """
 
@@ -24,95 +24,101 @@ from typing import Any
 
 import torch
 
-from experiments.worker import Surroundings, advice, run_cell
+from experiments.launcher import CellTask
+from experiments.states import CellResult, End
+from experiments.worker import RunContext, advice, run_cell
 from simsiam.config import Settings
 from simsiam.data import Dataset, load
 from simsiam.distributed import LOST, RankLostError
-from simsiam.rendezvous import TIMEOUT_SECONDS, Place, Team, device_of, meet
+from simsiam.rendezvous import TIMEOUT_SECONDS, RankGroup, Rendezvous, device_of, join
 from simsiam.train import Hooks, train
 
-IN_ORDER = ("done", "stopped", "elsewhere")  # ends after which the same processes can train another run together
-PATIENCE_SECONDS = 10.0  # for a follower to come back after rank 0 has
+IN_ORDER = (End.DONE, End.STOPPED, End.ELSEWHERE)  # ends after which the same processes can train another run together
+PATIENCE_SECONDS = 10.0  # for another rank to finish a cell after rank 0 has
 
 
 def run_cell_on_ranks(
     run_id: str,
     settings: Settings,
     dataset: Dataset,
-    where: Surroundings,
-    place: Place,
+    context: RunContext,
+    rendezvous: Rendezvous,
     *,
     timeout_seconds: float = TIMEOUT_SECONDS,
     while_waiting: Callable[[], None] = lambda: None,
-) -> tuple[str, str]:
-    """Train a run together with other processes, each of which calls this once with a ``place`` of its own.
+) -> CellResult:
+    """Train a run together with other processes, each of which calls this once with a ``rendezvous`` of its own.
 
-    ``where`` is each process's own, with its device (see ``device_of``) and its ``should_stop``: all stop when one is
-    to. A launcher such as srun calls this in each of its tasks, with ``Place(rank, tasks, file)``, where the file is
-    in a folder that all tasks see and named for this run and this start of the job.
+    ``context`` is each process's own, with its device (see ``device_of``) and its ``should_stop``: all stop when one is
+    to. A launcher such as srun calls this in each of its tasks, with ``Rendezvous(rank, tasks, file)``, where the file
+    is in a folder that all tasks see and named for this run and this start of the job.
 
     Returns what run_cell does, on rank 0; on the others how their part ended. "failed": a rank raised an exception, and
     the first to do so is on record with its traceback. "interrupted": a rank is gone, and the run can be claimed again
     at once. After either the process is to end, best with a nonzero code: what it shared with the others is broken.
     """
     try:
-        with meet(place, where.device, timeout_seconds=timeout_seconds, while_waiting=while_waiting) as team:
-            if place.rank == 0:
-                return run_cell(run_id, settings, dataset, where, team)
-            return _follow(run_id, settings, dataset, where, team)
+        with join(rendezvous, context.device, timeout_seconds=timeout_seconds, while_waiting=while_waiting) as group:
+            if rendezvous.rank == 0:
+                return run_cell(run_id, settings, dataset, context, group)
+            return _train_part(run_id, settings, dataset, context, group)
     except RankLostError as error:
-        return "interrupted", str(error)
+        return CellResult(End.INTERRUPTED, str(error))
 
 
-def _follow(run_id: str, settings: Settings, dataset: Dataset, where: Surroundings, team: Team) -> tuple[str, str]:
+def _train_part(run_id: str, settings: Settings, dataset: Dataset, context: RunContext, group: RankGroup) -> CellResult:
     """The part of every rank but 0."""
     try:
-        orders: tuple[int, int] | None = team.ranks.broadcast(None)
+        orders: tuple[int, int] | None = group.ranks.broadcast(None)
         if orders is None:
-            return "elsewhere", ""
+            return CellResult(End.ELSEWHERE)
         attempt, threads = orders
         torch.set_num_threads(threads)
-        hooks = Hooks(should_stop=where.should_stop)
-        folder = where.runs / run_id
-        outcome = train(settings, dataset, folder, attempt=attempt, device=where.device, hooks=hooks, ranks=team.ranks)
+        hooks, folder = Hooks(should_stop=context.should_stop), context.runs / run_id
+        outcome = train(
+            settings, dataset, folder, attempt=attempt, device=context.device, hooks=hooks, ranks=group.ranks
+        )
     except LOST as error:
-        return "interrupted", str(error)
+        return CellResult(End.INTERRUPTED, str(error))
     except Exception as error:  # rank 0 records it
-        reason = advice(error, where.runs) or f"{type(error).__name__}: {error}".splitlines()[0]
-        team.report(reason, "".join(traceback.format_exception(error)))
-        return "failed", reason
-    return "stopped" if outcome is None else "done", ""
+        reason = advice(error, context.runs) or f"{type(error).__name__}: {error}".splitlines()[0]
+        group.report(reason, "".join(traceback.format_exception(error)))
+        return CellResult(End.FAILED, reason)
+    return CellResult(End.STOPPED if outcome is None else End.DONE)
 
 
 # --- on this machine ---------------------------------------------------------------------------------------------
 
 
-class Group:
+class LocalGroup:
     """A worker process that is rank 0 and the processes that are its other ranks; they live and end with it.
 
-    ``first_device``: the number of rank 0's GPU; the others take the next ones.
+    ``device``: the number of rank 0's GPU; the others take the next ones.
     """
 
-    def __init__(self, num_ranks: int, first_device: int, data: Path) -> None:
-        self.num_ranks, self.first_device, self.data = num_ranks, first_device, data
+    rank = 0
+
+    def __init__(self, num_ranks: int, device: int, data: Path) -> None:
+        self.num_ranks, self.device, self.data = num_ranks, device, data
         self._others: list[tuple[BaseProcess, Connection]] = []
 
-    def run_cell(self, run_id: str, settings: Settings, dataset: Dataset, where: Surroundings) -> tuple[str, str]:
+    def run_cell(self, task: CellTask, dataset: Dataset, context: RunContext) -> CellResult:
         """See :func:`run_cell_on_ranks`. A group that lost a process has new ones for its next run."""
+        run_id, settings = task.planned.run_id, task.planned.cell.settings
         if self.num_ranks == 1:
-            return run_cell(run_id, settings, dataset, where)
+            return run_cell(run_id, settings, dataset, context)
         if not self._others:
             self._others = [self._start(rank) for rank in range(1, self.num_ranks)]
-        meeting = Path(tempfile.gettempdir()) / f"ranks-{os.getpid()}-{secrets.token_hex(8)}.json"
-        plain = replace(where, should_stop=_never, on_progress=_ignore)  # what can be sent; rank 0 is asked to stop
+        file = Path(tempfile.gettempdir()) / f"ranks-{os.getpid()}-{secrets.token_hex(8)}.json"
+        plain = replace(context, should_stop=_never, on_progress=_ignore)  # what can be sent; rank 0 is asked to stop
         for rank, (_, connection) in enumerate(self._others, start=1):
-            with contextlib.suppress(OSError):  # it is gone, which the meeting finds out
-                device = device_of(where.device.type, self.first_device + rank)
-                place = Place(rank, self.num_ranks, meeting)
-                connection.send((run_id, settings, replace(plain, device=device), place))
-        place = Place(0, self.num_ranks, meeting)
+            with contextlib.suppress(OSError):  # it is gone, which rank 0 finds out while it waits for it
+                device = device_of(context.device.type, self.device + rank)
+                rendezvous = Rendezvous(rank, self.num_ranks, file)
+                connection.send((run_id, settings, replace(plain, device=device), rendezvous))
+        rendezvous = Rendezvous(0, self.num_ranks, file)
         try:
-            return run_cell_on_ranks(run_id, settings, dataset, where, place, while_waiting=self._check)
+            return run_cell_on_ranks(run_id, settings, dataset, context, rendezvous, while_waiting=self._check)
         finally:
             deadline = time.monotonic() + PATIENCE_SECONDS
             if not all(self._came_back(connection, deadline) for _, connection in self._others):
@@ -165,12 +171,12 @@ def _work(connection: Connection, data: Path) -> None:
     known: dict[Any, Dataset] = {}
     with contextlib.suppress(EOFError, OSError):
         while True:
-            run_id, settings, where, place = connection.recv()
+            run_id, settings, context, rendezvous = connection.recv()
             if settings.data not in known:
                 known = {settings.data: load(settings.data, data)}
-            state, _ = run_cell_on_ranks(run_id, settings, known[settings.data], where, place)
-            connection.send(state)
-            if state not in IN_ORDER:
+            result = run_cell_on_ranks(run_id, settings, known[settings.data], context, rendezvous)
+            connection.send(result.state)
+            if result.state not in IN_ORDER:
                 return
 
 

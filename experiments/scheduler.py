@@ -1,15 +1,14 @@
-"""SLURM's commands, asked politely: few calls, each with a time-out. This module imports no torch."""
+"""SLURM's commands: few calls, each with a time-out. This module imports no torch."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.store import slurm_job
+from experiments import slurm_environment
 
 TIMEOUT = 30.0  # seconds, for a controller that is busy
 AWAY = ("unable to contact", "socket timed out", "connection refused", "did not answer", "zero bytes")
@@ -31,23 +30,26 @@ class Job:
     nodes: str
     name: str
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has yet to start."""
+        return self.state == "PENDING"
 
-def clean_environment() -> dict[str, str]:
-    """The environment without what an enclosing job or a shell on a GPU node left in it.
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody must release it before it can start."""
+        return "held" in self.reason.lower()
 
-    A job inherits the environment that sbatch is called in; SLURM_CONF says where the cluster is, and stays.
-    """
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name == "SLURM_CONF" or not name.startswith(("SLURM_", "SUBMITIT_", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_"))
-    }
+    def __str__(self) -> str:
+        return self.state.lower() + (f" ({self.reason})" if self.is_pending else "")
 
 
 def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
     """What a command of SLURM prints. Raises SlurmError."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=clean_environment())
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=slurm_environment.without_job()
+        )
     except FileNotFoundError:
         raise SlurmError(
             f"{command[0]}: no such command: there is no SLURM here. `launch` needs a login node of the cluster;"
@@ -86,7 +88,7 @@ def my_jobs() -> list[Job]:
 
 def own_state() -> tuple[str, int]:
     """The state of the job that this process is part of, and how often it was restarted. Raises SlurmError."""
-    output = call(["scontrol", "show", "job", "--oneliner", slurm_job()["job"]])
+    output = call(["scontrol", "show", "job", "--oneliner", slurm_environment.job()["job"]])
     state, restarts = re.search(r"\bJobState=(\w+)", output), re.search(r"\bRestarts=(\d+)", output)
     return (state[1] if state else "UNKNOWN"), int(restarts[1]) if restarts else 0
 

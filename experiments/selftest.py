@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+from experiments import slurm_environment
+
 
 def exclusive_gpus() -> str:
     """Each task must see GPUs of its own, or share them knowingly: their UUIDs."""
@@ -26,8 +28,8 @@ def nccl(folder: str) -> str:
     import torch
     import torch.distributed as dist
 
-    rank, world = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-    device = torch.device("cuda", int(os.environ["SLURM_LOCALID"]) % torch.cuda.device_count())
+    rank, world = slurm_environment.rank(), slurm_environment.num_tasks()
+    device = torch.device("cuda", slurm_environment.local_rank() % torch.cuda.device_count())
     dist.init_process_group("nccl", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     value = torch.full((1,), float(rank + 1), device=device)
     dist.all_reduce(value)
@@ -37,7 +39,7 @@ def nccl(folder: str) -> str:
 
 def out_of_memory() -> str:
     """A child that takes more than the job may have must die alone, and of signal 9."""
-    limit = int(os.environ.get("SLURM_MEM_PER_NODE", 0)) * 2**20
+    limit = slurm_environment.memory_bytes()
     if not limit:
         return "not tested: the profile sets no `memory`"
     code = f"block = bytearray({limit * 5 // 4})\nfor at in range(0, len(block), 4096): block[at] = 1"
@@ -49,9 +51,9 @@ def out_of_memory() -> str:
 
 def selftest(folder: str) -> None:
     """All tests, in each task of the job; the outcomes go to its log."""
-    rank = os.environ["SLURM_PROCID"]
+    rank = slurm_environment.rank()
     tests: dict[str, Callable[[], str]] = {"exclusive GPUs": exclusive_gpus, "NCCL": lambda: nccl(folder)}
-    if rank == "0":
+    if rank == 0:
         tests["out of memory"] = out_of_memory
     for name, test in tests.items():
         try:

@@ -1,4 +1,4 @@
-"""The launcher for clusters: cells fanned out over SLURM jobs, through submitit.
+"""Cells fanned out over SLURM jobs, through submitit: how jobs are submitted, and what is left of a broken submission.
 
 Every submission is a *round* of a launch: arrays of workers that pull cells from the launch's frozen list, and a small
 follow-up job that waits for them and starts another round for what they left undone. Jobs are submitted held, recorded
@@ -21,14 +21,14 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from experiments import scheduler
+from experiments import scheduler, slurm_environment
 from experiments.cluster import Cluster
 from experiments.job import follow_up, work
-from experiments.launches import Launch, LaunchCell, all_launches
+from experiments.launches import Launch, LaunchCell, Round, all_launches
 from experiments.scheduler import Job, SlurmError
-from experiments.store import Json, is_process_alive
+from experiments.slurm_queue import FOLLOW_UP, jobs_of
+from experiments.store import is_process_alive
 
-FOLLOW_UP = ".next"  # ends the name of the follow-up job
 # What sbatch says, and the key of a profile that it is about.
 BLAME = {
     "account": "account", "partition": "partition", "qos": "qos", "feature": "constraint", "constraint": "constraint",
@@ -53,12 +53,19 @@ def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up:
     """
     content = _begin_round(launch)
     note = ""
+
+    def write(**changes: Any) -> Round:
+        nonlocal content
+        content = content.model_copy(update=changes)
+        launch.write_round(content)
+        return content
+
     try:
         of_cluster = scheduler.settings()
     except SlurmError as error:
-        launch.write_round({**content, "complete": True, "released": True, "refused": str(error)})
+        write(complete=True, released=True, refused=str(error))
         raise
-    content["slurm"] = of_cluster.get("ClusterName")
+    write(slurm=of_cluster.get("ClusterName"))
     limit = int(of_cluster.get("MaxArraySize", "1001"))
     try:
         planned = list(arrays(launch, cells, limit))
@@ -66,15 +73,15 @@ def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up:
             try:
                 job = _submit(executor, indices, planned[-1][0].stop, launch)
             except FailedJobError as error:
-                if not (content["jobs"] and _is_limit(error)):
+                if not (content.jobs and _is_limit(error)):
                     raise
                 note = f"SLURM takes no more jobs of yours now ({_message(error)}); the others take up the cells"
                 break
-            content["jobs"].append(job)
-            launch.write_round(content)
+            write(jobs=(*content.jobs, job))
         if with_follow_up:
             try:
-                content["follow_up"] = _submit_follow_up(launch, content["jobs"])
+                follow_up_job = _submit_follow_up(launch, content.jobs)
+                content = content.model_copy(update={"follow_up": follow_up_job})
             except FailedJobError as error:
                 note = f"the follow-up job was refused ({_message(error)}): `launch` again when the jobs have ended"
     except (FailedJobError, FailedSubmissionError) as error:
@@ -82,33 +89,31 @@ def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up:
         refusal = explained(_message(error), launch.cluster)
         if scheduler.is_away(refusal) or not _message(error):
             raise refusal from None
-        scheduler.scancel(content["jobs"])
-        launch.write_round({**content, "complete": True, "released": True, "refused": _message(error)})
+        scheduler.scancel(content.jobs)
+        write(complete=True, released=True, refused=_message(error))
         raise refusal from None
     except FileNotFoundError:
         raise SlurmError("sbatch: no such command: there is no SLURM here. `launch` needs a login node") from None
-    launch.write_round({**content, "complete": True})
-    return "; ".join(text for text in (note, _release(launch, {**content, "complete": True})) if text)
+    return "; ".join(text for text in (note, _release(launch, write(complete=True))) if text)
 
 
 def submit_look(launch: Launch, minutes: int) -> str:
     """Submit a follow-up alone, which looks at the cells after some time. Raises SlurmError if SLURM refuses."""
     content = _begin_round(launch)
     try:
-        content["follow_up"] = _submit_follow_up(launch, [], begin=f"now+{minutes}minutes")
+        job = _submit_follow_up(launch, [], begin=f"now+{minutes}minutes")
     except (FailedJobError, FailedSubmissionError) as error:
         raise explained(_message(error), launch.cluster) from None
-    launch.write_round({**content, "complete": True, "released": True})
+    launch.write_round(content.model_copy(update={"follow_up": job, "complete": True, "released": True}))
     return "a follow-up is submitted"
 
 
-def _begin_round(launch: Launch) -> Json:
+def _begin_round(launch: Launch) -> Round:
     """The record of a new round, before anything is asked of SLURM; what an interrupted one left is cleared first."""
     rounds = launch.rounds()
-    if any(not content.get("complete") for content in rounds):
+    if any(not content.complete for content in rounds):
         clear_half_rounds(launch, scheduler.my_jobs())
-    number = max((content["number"] for content in rounds), default=0) + 1
-    content: Json = {"number": number, "jobs": [], "follow_up": None, "complete": False, "released": False}
+    content = Round(number=max((content.number for content in rounds), default=0) + 1)
     launch.write_round(content)
     return content
 
@@ -118,35 +123,30 @@ def clear_half_rounds(launch: Launch, jobs: Sequence[Job]) -> int:
 
     Returns how many there were. Jobs that run, or that a whole round submitted, are left alone.
     """
-    half = [content for content in launch.rounds() if not content.get("complete")]
-    recorded = {
-        str(job)
-        for content in launch.rounds()
-        if content.get("complete")
-        for job in (*content.get("jobs", ()), content.get("follow_up"))
-    }
+    half = [content for content in launch.rounds() if not content.complete]
+    recorded = {job for content in launch.rounds() if content.complete for job in content.job_ids}
     orphans = [
         job.id
         for job in jobs_of(launch, jobs)
-        if job.state == "PENDING" and "held" in job.reason.lower() and job.id.partition("_")[0] not in recorded
+        if job.is_pending and job.is_held and job.id.partition("_")[0] not in recorded
     ]
     scheduler.scancel(orphans)
     for content in half:
-        launch.write_round({**content, "complete": True, "released": True})
+        launch.write_round(content.model_copy(update={"complete": True, "released": True}))
     return len(orphans)
 
 
-def _release(launch: Launch, content: Json) -> str:
+def _release(launch: Launch, content: Round) -> str:
     """Let the jobs of a round start. Returns what SLURM has to say against it, empty if nothing."""
     complaints = []
-    for job in content["jobs"]:
+    for job in content.jobs:
         try:
             scheduler.release(job)
         except SlurmError as error:
             if scheduler.is_away(error):
                 raise SlurmError(f"{error}. The jobs are submitted, but held: `launch` again lets them start") from None
             complaints.append(str(error))  # it may start, but nothing there now can run it
-    launch.write_round({**content, "released": True})
+    launch.write_round(content.model_copy(update={"released": True}))
     if not complaints:
         return ""
     path = launch.cluster.document.path
@@ -290,7 +290,7 @@ def _flags(options: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
 def _clean_environment() -> Iterator[None]:
     """submitit calls sbatch in this process's environment, which the job inherits."""
     before = dict(os.environ)
-    clean = scheduler.clean_environment()
+    clean = slurm_environment.without_job()
     for name in before.keys() - clean.keys():
         del os.environ[name]
     try:
@@ -329,11 +329,6 @@ def explained(message: str, cluster: Cluster) -> SlurmError:
 # --- launches that are there already -----------------------------------------------------------------------------
 
 
-def jobs_of(launch: Launch, jobs: Sequence[Job]) -> list[Job]:
-    """Those of the user's jobs that are this launch's: by name, since ids are used again."""
-    return [job for job in jobs if job.name in (launch.id, launch.id + FOLLOW_UP)]
-
-
 def recover(runs: Path, jobs: Sequence[Job]) -> list[str]:
     """Adopt or cancel what a launcher left that died while it submitted. Returns what was done, for the user."""
     notes = []
@@ -341,28 +336,20 @@ def recover(runs: Path, jobs: Sequence[Job]) -> list[str]:
         if launch.is_cancelled():
             continue
         for content in launch.rounds():
-            if content.get("released"):
+            if content.released:
                 continue
-            alive = is_process_alive(content.get("submitter", {}))
-            if alive is None and content["number"] > 1:  # by a follow-up, on a node: it lives as long as its job
-                alive = any(job.name == launch.id + FOLLOW_UP and job.state != "PENDING" for job in jobs)
+            alive = is_process_alive(content.submitter)
+            if alive is None and content.number > 1:  # by a follow-up, on a node: it lives as long as its job
+                alive = any(job.name == launch.id + FOLLOW_UP and not job.is_pending for job in jobs)
             if alive is None:
-                host = content.get("submitter", {}).get("host")
+                host = content.submitter.get("host")
                 notes.append(f"{launch.id}: was being submitted on {host}; if that died, `cancel` it by --launch")
-            elif not alive and content.get("complete"):
+            elif not alive and content.complete:
                 _release(launch, content)
                 notes.append(f"{launch.id}: its launcher died before it released the jobs; released now")
             elif not alive:
-                if content["number"] == 1:  # nothing of it has ever run
-                    launch.write_tombstone("its launcher died while it submitted")
+                if content.number == 1:  # nothing of it has ever run
+                    launch.mark_cancelled("its launcher died while it submitted")
                 held = clear_half_rounds(launch, jobs)
                 notes.append(f"{launch.id}: its launcher died while it submitted; {held} held job(s) of it cancelled")
     return notes
-
-
-def cancel(launch: Launch, jobs: Sequence[Job]) -> int:
-    """Tombstone first, so that no job queues itself again; then its jobs. Returns how many there were."""
-    launch.write_tombstone("cancelled by its user")
-    mine = jobs_of(launch, jobs)
-    scheduler.scancel([job.id for job in mine])
-    return len(mine)

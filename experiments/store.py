@@ -23,8 +23,11 @@ from typing import Any
 
 import yaml
 
+from experiments import slurm_environment
+from experiments.states import State
 from simsiam.config import Settings, outside_id, without_effect
 from simsiam.files import sync_folder, write_atomically
+from simsiam.machine import machine_identity
 
 DEAD_AFTER = 300.0  # seconds without a heartbeat, on the observer's own monotonic clock
 
@@ -79,13 +82,11 @@ def _plain(values: Json) -> Json:
 
 
 @cache
-def _machine() -> str:
-    """This host since its last boot, and the space of process ids; what a pid means is known only within it."""
-    parts = [socket.gethostname()]
+def _pid_space() -> str:
+    """The machine and its space of process ids; what a pid means is known only within it."""
     with contextlib.suppress(OSError):  # not Linux
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(parts)
+        return f"{machine_identity()} {os.readlink('/proc/self/ns/pid')}"
+    return machine_identity()
 
 
 def _start_time(pid: int) -> str | None:
@@ -105,24 +106,19 @@ def _start_time(pid: int) -> str | None:
         return None
 
 
-def slurm_job() -> Json:
-    """The SLURM job (or array task) that this process is part of; empty outside of one.
+def own_job() -> Json:
+    """The batch job that this process is part of: {"job", "restart", "cluster"}; empty outside of one.
 
-    A job that SLURM starts again keeps its id, so the count of restarts is part of its identity.
+    SLURM's, or what another launcher put into ABLATION_JOB as JSON. A job that is started again keeps its id, and
+    ``restart`` counts how often that was.
     """
-    environment = os.environ
-    job = environment.get("SLURM_JOB_ID")
-    if "SLURM_ARRAY_JOB_ID" in environment:  # absent in a job that is no array
-        job = f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    if job is None:
-        return {}
-    cluster = environment.get("SLURM_CLUSTER_NAME", "")
-    return {"job": job, "restart": int(environment.get("SLURM_RESTART_COUNT", 0)), "cluster": cluster}
+    named = os.environ.get("ABLATION_JOB")
+    return json.loads(named) if named else slurm_environment.job()
 
 
 def _is_earlier_life(owner: Json) -> bool:
-    """Whether the owner is this very SLURM job before it was started again: it is dead, or cut off from SLURM."""
-    mine = slurm_job()
+    """Whether the owner is this very job before it was started again: it is dead, or cut off from its cluster."""
+    mine = own_job()
     same = bool(mine) and all(owner.get(key) == mine[key] for key in ("job", "cluster"))
     return same and isinstance(owner.get("restart"), int) and owner["restart"] < mine["restart"]
 
@@ -130,7 +126,7 @@ def _is_earlier_life(owner: Json) -> bool:
 def process_identity() -> Json:
     """This process, so that others on the same machine can tell whether it still lives: see is_process_alive."""
     return {
-        "machine": _machine(),
+        "machine": _pid_space(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "start_time": _start_time(os.getpid()),
@@ -139,7 +135,7 @@ def process_identity() -> Json:
 
 def is_process_alive(identity: Json) -> bool | None:
     """Whether a process lives; None if it was on another machine, or there before this one was last booted."""
-    if identity.get("machine") != _machine() or not isinstance(identity.get("pid"), int):
+    if identity.get("machine") != _pid_space() or not isinstance(identity.get("pid"), int):
         return None
     return _start_time(identity["pid"]) == identity.get("start_time")
 
@@ -149,13 +145,18 @@ def is_process_alive(identity: Json) -> bool | None:
 
 @dataclass(frozen=True)
 class Status:
-    """What a run's folder says of it. ``state``: pending, running, interrupted, stopped, failed or done."""
+    """What a run's folder says of it."""
 
-    state: str
+    state: State
     detail: Json  # state.json: step, epoch, loss ... as of the last heartbeat
     result: Json | None = None
     lease: int = 0  # the highest when the state was read
-    certain: bool = True  # False: "running" is only a guess until the heartbeat has been seen to change
+    certain: bool = True  # False: that it is running is only a guess until the heartbeat has been seen to change
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its owner is known to live, and not just taken to be."""
+        return self.state == State.RUNNING and self.certain
 
 
 class RunFolder:
@@ -186,11 +187,11 @@ class RunFolder:
         result = self.result()
         detail = _plain(read_json(self.path / "state.json") or {})
         if result is not None:
-            return Status("done", detail, result, lease)
+            return Status(State.DONE, detail, result, lease)
         if lease == 0:
-            return Status("pending", detail)
-        if detail.get("attempt") == lease and detail.get("state") in ("failed", "stopped", "interrupted"):
-            return Status(detail["state"], detail, None, lease)
+            return Status(State.PENDING, detail)
+        if detail.get("attempt") == lease and detail.get("state") in (State.FAILED, State.STOPPED, State.INTERRUPTED):
+            return Status(State(detail["state"]), detail, None, lease)
         owner = self.owner(lease)
         alive = False if _is_earlier_life(owner) else is_process_alive(owner)
         certain = alive is not None
@@ -199,10 +200,10 @@ class RunFolder:
             counter = (lease, detail.get("heartbeat") if detail.get("attempt") == lease else None)
             alive = heartbeats is None or heartbeats.is_beating(self.run_id, counter)
             certain = heartbeats is not None and heartbeats.has_beaten(self.run_id)
-        return Status("running" if alive else "interrupted", detail, None, lease, certain or not alive)
+        return Status(State.RUNNING if alive else State.INTERRUPTED, detail, None, lease, certain or not alive)
 
     def owner(self, lease: int) -> Json:
-        """Who holds a lease: host, process and SLURM job."""
+        """Who holds a lease: host, process and batch job."""
         return read_json(self.path / f"lease.{lease}") or {}
 
     def claim(self, settings: Settings, heartbeats: Heartbeats, *, retry_failed: bool) -> Attempt | None:
@@ -214,7 +215,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._check_config(settings)
             status = self.status(heartbeats)
-            if status.state in ("done", "running") or (status.state == "failed" and not retry_failed):
+            if status.state in (State.DONE, State.RUNNING) or (status.state == State.FAILED and not retry_failed):
                 return None
             # The lease after the one that was judged: whoever else judged the same one wants the same number.
             return self._take(status.lease + 1, status.detail)
@@ -243,7 +244,7 @@ class RunFolder:
 
     def _take(self, number: int, before: Json) -> Attempt | None:
         token = secrets.token_hex(16)
-        owner = {"token": token, **process_identity(), **slurm_job()}
+        owner = {"token": token, **process_identity(), **own_job()}
         path, aside = self.path / f"lease.{number}", self.path / f".lease.{token}"
         try:
             with open(aside, "x", encoding="utf-8") as file:
@@ -261,7 +262,7 @@ class RunFolder:
         for earlier in range(1, number):  # what a killed attempt was writing aside
             for leftover in self.path.glob(f".*.{earlier}"):
                 leftover.unlink(missing_ok=True)
-        return Attempt(self, number, token, before)
+        return Attempt(self, number, before)
 
 
 def _with_defaults(found: Json) -> Json:
@@ -311,8 +312,8 @@ class Heartbeats:
 class Attempt:
     """The right to train a run, until somebody takes it over."""
 
-    def __init__(self, folder: RunFolder, number: int, token: str, before: Json) -> None:
-        self.folder, self.number, self._token = folder, number, token
+    def __init__(self, folder: RunFolder, number: int, before: Json) -> None:
+        self.folder, self.number = folder, number
         self._heartbeat = 0
         self._started = time.monotonic()
         self._seconds_before = float(before.get("seconds", 0.0))
@@ -333,7 +334,7 @@ class Attempt:
         """The same, counted once for each rank."""
         return self._device_seconds_before + self.num_ranks * (time.monotonic() - self._started)
 
-    def write_state(self, state: str) -> None:
+    def write_state(self, state: State) -> None:
         """Publish the state, the progress and a new count of the heartbeat."""
         self.check_ownership()
         self._heartbeat += 1
@@ -370,11 +371,11 @@ class Attempt:
         self.check_ownership()
         write_json(self.folder.path / "result.json", {**result, "attempts": self.number}, str(self.number))
         (self.folder.path / "failure.txt").unlink(missing_ok=True)
-        self.write_state("done")
+        self.write_state(State.DONE)
 
     def interrupt(self) -> None:
         """Give the run up for others to claim at once: this process lives, but another rank of it is gone."""
-        self.write_state("interrupted")
+        self.write_state(State.INTERRUPTED)
 
     def fail(self, traceback: str) -> None:
         """Record an exception; a retry may take the run up again."""
@@ -382,4 +383,4 @@ class Attempt:
         write_atomically(
             self.folder.path / "failure.txt", lambda file: file.write(traceback), aside=str(self.number), mode="w"
         )
-        self.write_state("failed")
+        self.write_state(State.FAILED)

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.plan import PlannedCell
+from experiments.states import CellResult, End
 
 LOG_SECONDS = 30.0  # between two plain lines of one cell
 
@@ -99,16 +100,16 @@ class GridView:
                 f" std x sqrt(d) {std}, kNN {knn} %, {speed} images/s{_shared(progress)}, {duration(left)} left"
             )
 
-    def ended(self, planned: PlannedCell, state: str, message: str) -> None:
+    def ended(self, planned: PlannedCell, result: CellResult) -> None:
         _, progress, _ = self.running.pop(planned.run_id, (planned, {}, Clock()))
-        if state == "done":
+        if result.state == End.DONE:
             self.bar.advance(self.task)
-            outcome = f" ({message})" if message else ""
+            outcome = f" ({result.reason})" if result.reason else ""
             self._say(f"{planned.label}: done{outcome}, kNN {number(progress.get('knn_top1'), '.1f')} %")
-        elif state == "stopped":
+        elif result.state == End.STOPPED:
             self._say(f"{planned.label}: stopped at epoch {number(progress.get('epoch'), '.1f')}, checkpoint written")
         else:
-            self._say(f"{planned.label}: failed: {message}", style="red")
+            self._say(f"{planned.label}: failed: {result.reason}", style="red")
 
     def waiting(self, others: int) -> None:
         note = f"waiting for {others} cell{'s' * (others > 1)} that another process trains"

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from experiments.provenance import code, processor
-from experiments.store import Attempt, Heartbeats, LeaseLostError, RunFolder, read_json, slurm_job, write_json
+from experiments.states import CellResult, End, State
+from experiments.store import Attempt, Heartbeats, LeaseLostError, RunFolder, own_job, read_json, write_json
 from simsiam import checkpoint, metrics
 from simsiam.config import Settings
 from simsiam.data import Dataset, Split
@@ -34,7 +35,7 @@ from simsiam.knn import raw_pixel_top1
 from simsiam.loading import subset
 from simsiam.machine import CoreWatch
 from simsiam.metrics import Point
-from simsiam.rendezvous import ALONE, Team
+from simsiam.rendezvous import ALONE, RankGroup
 from simsiam.train import Hooks, train
 
 HEARTBEAT_SECONDS = 5.0
@@ -43,7 +44,7 @@ MAX_WITHOUT_PROGRESS = 3  # attempts of a run
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RunContext:
     """Where a run is trained and who watches; none of it changes its numbers."""
 
     runs: Path
@@ -62,76 +63,78 @@ class RankFailedError(Exception):
 
 
 def run_cell(
-    run_id: str, settings: Settings, dataset: Dataset, where: Surroundings, team: Team = ALONE
-) -> tuple[str, str]:
-    """Train a run to its end, unless it is somebody else's. Returns its state and what there is to say about it.
+    run_id: str, settings: Settings, dataset: Dataset, context: RunContext, group: RankGroup = ALONE
+) -> CellResult:
+    """Train a run to its end, unless another process owns it or it is done already.
 
-    Of a failed one that is why; of one that is done, that it collapsed or diverged, and how many images were replaced.
-
-    The state is "done", "stopped", "failed", "given up" (failed, for lack of progress), or "elsewhere" (done already,
-    or owned by another process). With a ``team`` of several ranks this is rank 0's part, and the state may be
-    "interrupted": another rank is gone.
+    With a ``group`` of several ranks this is the part of rank 0; the result is "interrupted" when another rank is gone.
+    The reason says why a cell failed; of one that is done, that it collapsed or diverged and how many images were replaced.
     """
-    attempt = RunFolder(where.runs, run_id).claim(settings, Heartbeats(), retry_failed=where.retry_failed)
+    attempt = RunFolder(context.runs, run_id).claim(settings, Heartbeats(), retry_failed=context.retry_failed)
     if attempt is None:
-        team.ranks.broadcast(None)
-        return "elsewhere", ""
-    attempt.num_ranks = team.ranks.world_size
-    heart = _Heart(attempt)
+        group.ranks.broadcast(None)
+        return CellResult(End.ELSEWHERE)
+    attempt.num_ranks = group.ranks.world_size
+    heartbeat = _Heartbeat(attempt)
     try:
-        if reason := _lack_of_progress(attempt, where.attempts_before):
-            team.ranks.broadcast(None)  # there is nothing to train
+        if reason := _lack_of_progress(attempt, context.attempts_before):
+            group.ranks.broadcast(None)  # there is nothing to train
             attempt.fail(f"{reason}\n")
-            return "given up", reason
-        heart.start()
-        return _train(attempt, heart, settings, dataset, where, team)
+            return CellResult(End.GIVEN_UP, reason)
+        heartbeat.start()
+        return _train(attempt, heartbeat, settings, dataset, context, group)
     except LeaseLostError:
-        heart.stop()
-        return "elsewhere", ""
+        heartbeat.stop()
+        return CellResult(End.ELSEWHERE)
     except LOST as error:
-        heart.stop()
-        if failure := team.first_failure():
-            return "failed", _record_failure(attempt, RankFailedError(failure))
+        heartbeat.stop()
+        if failure := group.first_failure():
+            return CellResult(End.FAILED, _record_failure(attempt, RankFailedError(failure)))
         with contextlib.suppress(LeaseLostError, OSError):
             attempt.interrupt()
-        return "interrupted", str(error)
+        return CellResult(End.INTERRUPTED, str(error))
     except Exception as error:  # whatever it is, the other cells of the grid go on
-        heart.stop()
-        return "failed", _record_failure(attempt, error)
+        heartbeat.stop()
+        return CellResult(End.FAILED, _record_failure(attempt, error))
 
 
 def _train(
-    attempt: Attempt, heart: _Heart, settings: Settings, dataset: Dataset, where: Surroundings, team: Team
-) -> tuple[str, str]:
+    attempt: Attempt,
+    heartbeat: _Heartbeat,
+    settings: Settings,
+    dataset: Dataset,
+    context: RunContext,
+    group: RankGroup,
+) -> CellResult:
     folder = attempt.folder.path
     # Sums depend on how many threads share them: a resumed run keeps the count it started with.
     earlier = attempt.provenance()["attempts"]
-    threads = int(earlier[0]["threads"]) if earlier else where.threads
+    threads = int(earlier[0]["threads"]) if earlier else context.threads
     torch.set_num_threads(threads)
-    team.ranks.broadcast((attempt.number, threads))
-    references = reference_lines(settings, dataset, where.runs)
-    attempt.write_provenance(references, _provenance(where, dataset, threads, team.ranks.world_size))
+    group.ranks.broadcast((attempt.number, threads))
+    references = reference_lines(settings, dataset, context.runs)
+    attempt.write_provenance(references, _provenance(context, dataset, threads, group.ranks.world_size))
     num_steps = settings.epochs * (len(dataset.train) // settings.batch_size)
     attempt.progress = {"num_steps": num_steps, "epochs": settings.epochs}
 
-    watch = _Watch(attempt, heart, where)
+    watch = _Watch(attempt, heartbeat, context)
     hooks = Hooks(
         should_stop=watch.should_stop,
         before_publishing=watch.before_publishing,
         on_point=watch.on_point,
         on_step=watch.on_step,
         on_saved=watch.on_saved,
-        checkpoint_seconds=where.checkpoint_seconds,
+        checkpoint_seconds=context.checkpoint_seconds,
     )
-    if where.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(where.device)
+    if context.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(context.device)
     outcome = train(
-        settings, dataset, folder, attempt=attempt.number, device=where.device, hooks=hooks, ranks=team.ranks
+        settings, dataset, folder, attempt=attempt.number, device=context.device, hooks=hooks, ranks=group.ranks
     )
-    heart.stop()
+    heartbeat.stop()
     if outcome is None:
-        attempt.write_state("stopped")
-        return "stopped", ""
+        attempt.write_state(State.STOPPED)
+        return CellResult(End.STOPPED)
     points = metrics.merge(folder)
     final: Point = {}
     for point in points:
@@ -143,12 +146,12 @@ def _train(
         "seconds": attempt.seconds(),
         "device_seconds": attempt.device_seconds(),
         "threads": threads,
-        "peak_memory_bytes": _peak_memory(where.device),
+        "peak_memory_bytes": _peak_memory(context.device),
     }
     attempt.finish(points, result)
     replaced = final.get("replaced_images")
     words = [outcome] * (outcome != "healthy") + [f"{replaced} damaged images replaced"] * bool(replaced)
-    return "done", ", ".join(words)
+    return CellResult(End.DONE, ", ".join(words))
 
 
 def _lack_of_progress(attempt: Attempt, attempts_before: int | None) -> str:
@@ -175,10 +178,10 @@ def _resumed_at(attempt: Attempt, number: int, default: int) -> int:
 
 
 class _Watch:
-    """What a run's surroundings learn from it while it trains, and when they stop it."""
+    """What a run tells its launcher while it trains, and how its launcher stops it."""
 
-    def __init__(self, attempt: Attempt, heart: _Heart, where: Surroundings) -> None:
-        self._attempt, self._heart, self._where, self._cores = attempt, heart, where, CoreWatch()
+    def __init__(self, attempt: Attempt, heartbeat: _Heartbeat, context: RunContext) -> None:
+        self._attempt, self._heartbeat, self._context, self._cores = attempt, heartbeat, context, CoreWatch()
         self._observe = _observer()
         self._last_look: float | None = None
         self._saving_since = 0.0
@@ -189,7 +192,7 @@ class _Watch:
         if self._last_look is not None:
             self._grow("unheard_seconds", now - self._last_look)
         self._last_look = now
-        return self._heart.lost or self._where.should_stop()
+        return self._heartbeat.lost or self._context.should_stop()
 
     def before_publishing(self) -> None:
         self._attempt.check_ownership()
@@ -203,10 +206,10 @@ class _Watch:
     def on_point(self, point: Point) -> None:
         shared = {"cores_are_shared": self._cores.are_shared()}
         self._attempt.progress = {**self._attempt.progress, **_numbers(point), **shared}
-        self._where.on_progress(self._attempt.progress)
+        self._context.on_progress(self._attempt.progress)
 
     def on_step(self, step: int) -> None:
-        self._heart.last_step = time.monotonic()
+        self._heartbeat.last_step = time.monotonic()
         self._attempt.progress["step"] = step
         self._observe(self._attempt.folder.run_id, self._attempt.number, step, "step")
 
@@ -296,7 +299,7 @@ def _has_no_room(place: Path) -> bool:
     return found.f_bavail * found.f_frsize < 2**20 or (found.f_files > 0 and found.f_favail == 0)
 
 
-class _Heart(threading.Thread):
+class _Heartbeat(threading.Thread):
     """Publishes the state every few seconds, from a thread: a run whose steps hang still has a heartbeat."""
 
     def __init__(self, attempt: Attempt) -> None:
@@ -309,7 +312,7 @@ class _Heart(threading.Thread):
         while True:
             try:
                 self._attempt.progress["still_seconds"] = round(time.monotonic() - self.last_step, 1)
-                self._attempt.write_state("running")
+                self._attempt.write_state(State.RUNNING)
             except LeaseLostError:
                 self.lost = True
                 return
@@ -362,11 +365,11 @@ def reference_lines(settings: Settings, dataset: Dataset, runs: Path) -> dict[st
     return known
 
 
-def _provenance(where: Surroundings, dataset: Dataset, threads: int, num_ranks: int) -> dict[str, Any]:
-    device = where.device
+def _provenance(context: RunContext, dataset: Dataset, threads: int, num_ranks: int) -> dict[str, Any]:
+    device = context.device
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": where.command,
+        "command": context.command,
         **code(),
         "versions": {
             "python": platform.python_version(),
@@ -378,7 +381,7 @@ def _provenance(where: Surroundings, dataset: Dataset, threads: int, num_ranks: 
         "threads": threads,
         "ranks": num_ranks,
         "data_fingerprint": dataset.fingerprint,
-        "slurm_job": slurm_job() or None,
+        "slurm_job": own_job() or None,
         "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
     }
 

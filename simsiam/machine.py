@@ -1,14 +1,25 @@
-"""The machine's cores: how many this process may use, and whether others use them too."""
+"""The machine that this process runs on: which it is, its cores, and whether others use them. Imports no torch."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 import os
+import socket
 import time
+from functools import cache
 from pathlib import Path
 
 SHARED = 0.3  # seconds a second that threads of a process wait for a core, from which on others use its cores
+
+
+@cache
+def machine_identity() -> str:
+    """This host since its last boot; on a system that is not Linux, its name alone."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # not Linux
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    return " ".join(parts)
 
 
 def num_cores() -> int:

@@ -2,7 +2,7 @@
 
 Rank 0 takes a free port and writes it into the file, with every address of its machine and a random token. The others
 read it and try one address after another, since a node's name need not resolve and not every address is reachable from
-everywhere. The token tells them whether they have met the right one: what a killed job left behind, or a port that
+everywhere. The token tells them whether it is the right one: what a killed job left behind, or a port that
 something else has taken since, is passed over, and the file read again. Once all have come, the file is removed.
 
 Ranks on GPUs speak NCCL, and gloo for what is on the CPU; ranks on CPUs speak gloo.
@@ -31,6 +31,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # where the
 
 from simsiam.distributed import ONE_RANK, RankLostError, Ranks, brief
 from simsiam.files import write_atomically
+from simsiam.machine import machine_identity
 
 # How long a rank waits for another. Longer than what one of them does alone: an evaluation, and a checkpoint on a slow
 # disk. A rank whose process ends is noticed at once, since its connections close; this is for a machine that is gone.
@@ -40,20 +41,20 @@ POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where this process stands among those that train a run together.
+class Rendezvous:
+    """Which of the ranks of a run this process is, and how they find each other.
 
-    meeting: the file by which they find each other, in a folder that all see; no two runs' ranks use one at once.
+    file: in a folder that all of them see; no two runs use the same one at once.
     """
 
     rank: int
     world_size: int
-    meeting: Path
+    file: Path
 
 
 @dataclass(frozen=True)
-class Team:
-    """The ranks of a run, and the word that is passed on when one of them fails."""
+class RankGroup:
+    """The ranks of a run, and what is passed on when one of them fails."""
 
     ranks: Ranks
     _store: Store | None = None
@@ -73,7 +74,7 @@ class Team:
         return text
 
 
-ALONE = Team(ONE_RANK)
+ALONE = RankGroup(ONE_RANK)
 
 
 def device_of(device_type: str, local_rank: int) -> torch.device:
@@ -87,24 +88,24 @@ def device_of(device_type: str, local_rank: int) -> torch.device:
 
 
 @contextlib.contextmanager
-def meet(
-    place: Place,
+def join(
+    rendezvous: Rendezvous,
     device: torch.device,
     *,
     timeout_seconds: float = TIMEOUT_SECONDS,
     while_waiting: Callable[[], None] = lambda: None,
-) -> Iterator[Team]:
-    """Wait for all ranks of ``place``, and be one of them within the context. One rank alone waits for nobody.
+) -> Iterator[RankGroup]:
+    """Wait until all ranks have come, and be one of them within the context. One rank alone waits for nobody.
 
-    timeout_seconds: for the meeting, and then for each time that ranks wait for each other. while_waiting: called now
-    and then by rank 0 during the meeting; may raise. Raises RankLostError if not all ranks come. Within a process one
-    meeting ends before the next begins, and after a RankLostError the process should end.
+    timeout_seconds: for the ranks to come, and then for each time that they wait for each other. while_waiting: called
+    now and then by rank 0 until all have come; may raise. Raises RankLostError if not all ranks come. A process is in
+    one group at a time, and should end after a RankLostError.
     """
-    if place.world_size == 1:
+    if rendezvous.world_size == 1:
         yield ALONE
         return
     deadline = time.monotonic() + timeout_seconds
-    store, address = _invite(place, deadline, while_waiting) if place.rank == 0 else _accept(place, deadline)
+    store, address = _host(rendezvous, deadline, while_waiting) if rendezvous.rank == 0 else _find(rendezvous, deadline)
     store.set_timeout(timedelta(seconds=timeout_seconds))
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -113,14 +114,14 @@ def meet(
             dist.init_process_group(
                 "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
                 store=PrefixStore("group", store),
-                rank=place.rank,
-                world_size=place.world_size,
+                rank=rendezvous.rank,
+                world_size=rendezvous.world_size,
                 timeout=timedelta(seconds=timeout_seconds),
             )
     except RuntimeError as error:
-        raise RankLostError(f"the ranks met, but cannot reach each other ({brief(error)})") from error
+        raise RankLostError(f"the ranks found rank 0, but cannot reach each other ({brief(error)})") from error
     try:
-        yield Team(Ranks(place.rank, place.world_size), store)
+        yield RankGroup(Ranks(rendezvous.rank, rendezvous.world_size), store)
     finally:
         # On GPUs, leaving a group whose other ranks are gone may never return.
         leaving = threading.Thread(target=dist.destroy_process_group, daemon=True, name="leave the ranks")
@@ -128,56 +129,56 @@ def meet(
         leaving.join(CONNECT_SECONDS)
 
 
-def _invite(place: Place, deadline: float, while_waiting: Callable[[], None]) -> tuple[Store, str]:
+def _host(rendezvous: Rendezvous, deadline: float, while_waiting: Callable[[], None]) -> tuple[Store, str]:
     """Rank 0: the store, and the address of this machine by which the ranks reach each other."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     token = secrets.token_hex(16)
     store.set("token", token)
-    invitation = {"token": token, "addresses": _addresses(), "port": store.port}
-    write_atomically(place.meeting, lambda file: json.dump(invitation, file), aside=token, mode="w")
+    endpoint = {"token": token, "addresses": _addresses(), "port": store.port}
+    write_atomically(rendezvous.file, lambda file: json.dump(endpoint, file), aside=token, mode="w")
     try:
-        joined = [f"joined/{rank}" for rank in range(1, place.world_size)]
+        joined = [f"joined/{rank}" for rank in range(1, rendezvous.world_size)]
         while not store.check(joined):
             while_waiting()
             if time.monotonic() > deadline:
                 missing = ", ".join(name.partition("/")[2] for name in joined if not store.check([name]))
-                raise RankLostError(f"not all {place.world_size} ranks have come in time; missing: {missing}")
+                raise RankLostError(f"not all {rendezvous.world_size} ranks have come in time; missing: {missing}")
             time.sleep(POLL_SECONDS)
     finally:
-        place.meeting.unlink(missing_ok=True)
-    guests = [json.loads(store.get(name)) for name in joined]
-    remote = [guest["address"] for guest in guests if guest["machine"] != _machine()]
+        rendezvous.file.unlink(missing_ok=True)
+    others = [json.loads(store.get(name)) for name in joined]
+    remote = [other["address"] for other in others if other["machine"] != machine_identity()]
     address = str(remote[0]) if remote else "127.0.0.1"
     store.set("address", address)
     return store, address
 
 
-def _accept(place: Place, deadline: float) -> tuple[Store, str]:
+def _find(rendezvous: Rendezvous, deadline: float) -> tuple[Store, str]:
     """The other ranks: the store of rank 0, and the address by which to reach it."""
     while True:
         with contextlib.suppress(OSError, ValueError, KeyError, RuntimeError):  # not there yet, or of an earlier job
-            invitation = json.loads(place.meeting.read_text(encoding="utf-8"))
-            store = _join(invitation, place.rank)
+            endpoint = json.loads(rendezvous.file.read_text(encoding="utf-8"))
+            store = _connect_to_any(endpoint, rendezvous.rank)
             if store is not None:
                 store.set_timeout(timedelta(seconds=max(1.0, deadline - time.monotonic())))
                 return store, store.get("address").decode()
         if time.monotonic() > deadline:
-            raise RankLostError(f"rank 0 has not come to {place.meeting} in time")
+            raise RankLostError(f"rank 0 has not written {rendezvous.file} in time")
         time.sleep(POLL_SECONDS)
 
 
-def _join(invitation: dict[str, Any], rank: int) -> Store | None:
+def _connect_to_any(endpoint: dict[str, Any], rank: int) -> Store | None:
     """Rank 0's store by the first of its addresses that leads there; None if none does."""
-    for address in invitation["addresses"]:
+    for address in endpoint["addresses"]:
         try:
-            socket.create_connection((address, invitation["port"]), timeout=CONNECT_SECONDS).close()
-            store = _connect(address, invitation["port"])
-            if store is None or not store.check(["token"]) or store.get("token").decode() != invitation["token"]:
+            socket.create_connection((address, endpoint["port"]), timeout=CONNECT_SECONDS).close()
+            store = _connect(address, endpoint["port"])
+            if store is None or not store.check(["token"]) or store.get("token").decode() != endpoint["token"]:
                 continue
         except (OSError, RuntimeError):
             continue
-        joining = json.dumps({"address": address, "machine": _machine(), "own": secrets.token_hex(16)})
-        # A second process that takes itself for the same rank is left to wait for an invitation of its own.
+        joining = json.dumps({"address": address, "machine": machine_identity(), "own": secrets.token_hex(16)})
+        # A second process that takes itself for the same rank is left to wait for another rank 0.
         if store.compare_set(f"joined/{rank}", "", joining).decode() == joining:
             return store
     return None
@@ -197,15 +198,7 @@ def _connect(address: str, port: int) -> TCPStore | None:
     return found[0] if found else None
 
 
-# --- machines and their addresses --------------------------------------------------------------------------------
-
-
-def _machine() -> str:
-    """This host since its last boot."""
-    parts = [socket.gethostname()]
-    with contextlib.suppress(OSError):  # not Linux
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-    return " ".join(parts)
+# --- addresses of this machine ---------------------------------------------------------------------------------------
 
 
 def _addresses() -> list[str]:

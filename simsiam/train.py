@@ -30,7 +30,7 @@ Outcome = Literal["healthy", "collapsed", "diverged"]
 
 @dataclass
 class Hooks:
-    """What the surroundings of a run may do to it; with several ranks each has its own."""
+    """What a launcher may do to a run, and is told of it; with several ranks each has its own."""
 
     should_stop: Callable[[], bool] = lambda: False  # asked after each step; all stop when one is to
     before_publishing: Callable[[], None] = lambda: None  # raises if this attempt no longer owns the run

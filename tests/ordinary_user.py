@@ -16,7 +16,8 @@ AS_NOBODY = f"""
 import os, sys
 # Imported before the rights are dropped: an ordinary user need not be able to read this interpreter's files.
 import rich.console, rich.table, rich.live, encodings.idna
-import experiments.cli, experiments.local, experiments.overview, experiments.plan, experiments.view
+import experiments.cli, experiments.local, experiments.overview, experiments.plan, experiments.registry
+import experiments.view
 import simsiam.data, simsiam.download, analysis.diagnosis, analysis.report
 if sys.argv[1] == "report":  # which imports more as it goes: once to nowhere, as root
     import contextlib, io, tempfile

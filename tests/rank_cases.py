@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from experiments.methods import load_method
 from experiments.ranks import run_cell_on_ranks
 from experiments.store import RunFolder
-from experiments.worker import Surroundings
+from experiments.worker import RunContext
 from simsiam.batch_norm import convert, synchronise
 from simsiam.config import Settings, flatten, validate
 from simsiam.data import Dataset, load, prepare
@@ -31,7 +31,7 @@ from simsiam.linear import LinearProtocol, evaluate_linear
 from simsiam.loading import Batch, Source, make_source
 from simsiam.metrics import merge
 from simsiam.monitor import relative_std
-from simsiam.rendezvous import Place, meet
+from simsiam.rendezvous import Rendezvous, join
 from simsiam.siamese import Siamese
 from simsiam.train import Hooks, Training, train
 from tests import pictures
@@ -271,15 +271,15 @@ def fault(
         return original(training, batch)
 
     Training.update = update  # type: ignore[method-assign]
-    where = Surroundings(folder / "faults", CPU, 1, should_stop=lambda: False, on_progress=lambda progress: None)
-    place = Place(rank, world_size, folder / f"meeting.{name}.json")
+    context = RunContext(folder / "faults", CPU, 1, should_stop=lambda: False, on_progress=lambda progress: None)
+    rendezvous = Rendezvous(rank, world_size, folder / f"rendezvous.{name}.json")
     started = time.monotonic()
-    state, reason = run_cell_on_ranks(
-        name, settings, dataset(settings.data), where, place, timeout_seconds=timeout_seconds
+    result = run_cell_on_ranks(
+        name, settings, dataset(settings.data), context, rendezvous, timeout_seconds=timeout_seconds
     )
     Training.update = original  # type: ignore[method-assign]
-    status = RunFolder(where.runs, name).status().state
-    return {"state": state, "reason": reason, "status": status, "seconds": time.monotonic() - started}
+    status = RunFolder(context.runs, name).status().state
+    return {"state": result.state, "reason": result.reason, "status": status, "seconds": time.monotonic() - started}
 
 
 def fail() -> None:
@@ -295,12 +295,12 @@ def main(rank: int, world_size: int, folder: Path, only: list[str]) -> None:
     if only == ["falls silent"]:
         answer = fault("is-silent", lambda: time.sleep(SILENCE), rank, world_size, folder, SILENCE / 4)
         return torch.save(answer, folder / f"answers.{rank}.pt")
-    place = Place(rank, world_size, folder / "meeting.json")
-    with meet(place, CPU, timeout_seconds=120) as team:
+    rendezvous = Rendezvous(rank, world_size, folder / "rendezvous.json")
+    with join(rendezvous, CPU, timeout_seconds=120) as group:
         if only:
-            answers = {f"steps {case}": steps(case, folder, team.ranks) for case in only}
+            answers = {f"steps {case}": steps(case, folder, group.ranks) for case in only}
             return torch.save(answers, folder / f"answers.{rank}.pt")
-        answers = all_cases(folder / "runs", team.ranks)
+        answers = all_cases(folder / "runs", group.ranks)
     for name, happen in (("fails", fail), ("is-killed", be_killed)):
         torch.save(answers, folder / f"answers.{rank}.pt")
         answers[name] = fault(name, happen, rank, world_size, folder)

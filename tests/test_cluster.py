@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import garbage, scheduler
+from experiments import garbage, scheduler, slurm_environment
 from experiments.cluster import Profile, cluster_names, load_cluster, minutes_from, warnings
 from experiments.documents import read
 from experiments.job import in_order
-from experiments.launches import Launch
+from experiments.launches import Launch, Round, all_launches, create
 from experiments.node import copy_images
-from experiments.overview import Overseer
+from experiments.overview import Watcher
 from experiments.plan import make_plan
+from experiments.registry import queues
 from experiments.slurm import clear_half_rounds, explained
-from experiments.store import DEAD_AFTER, Heartbeats, RunFolder, slurm_job
+from experiments.states import State
+from experiments.store import DEAD_AFTER, Heartbeats, RunFolder, own_job
 from experiments.study import load_scale, load_study
 from simsiam import checkpoint
 from simsiam.config import Settings, SettingsError, validate
@@ -180,16 +182,17 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(command: Command, tmp_pat
     ):
         assert f"#SBATCH --{line}" in done.stdout
     assert "--cpus-per-task=4 --kill-on-bad-exit=1" in done.stdout
-    assert "10 cells in 3 tasks of 1 array; 4 at a time in each task, 1 CPU threads for each" in done.stdout
+    assert "Tasks: 3, in arrays: 1; cells at a time in each task: 4; CPU threads of each: 1." in done.stdout
+    assert "10 cells: about" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"c.yaml"}
 
 
 def test_the_environment_of_an_enclosing_job_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "SLURM_CONF", "MINE"):
+    for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "ABLATION_JOB", "SLURM_CONF", "MINE"):
         monkeypatch.setenv(name, "7")
-    clean = scheduler.clean_environment()
+    clean = slurm_environment.without_job()
     assert clean["SLURM_CONF"] == clean["MINE"] == "7"
-    assert not clean.keys() & {"SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES"}
+    assert not clean.keys() & {"SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "ABLATION_JOB"}
 
 
 def test_a_worker_begins_with_what_it_trained_before() -> None:
@@ -226,10 +229,10 @@ def test_a_restarted_job_takes_over_from_its_earlier_life_only(
 ) -> None:
     run = RunFolder(tmp_path, "aaa-s0")
     as_job(monkeypatch, 0)
-    assert slurm_job()["job"] == "7_3"
+    assert own_job()["job"] == "7_3"
     first = run.claim(small(), Heartbeats(), retry_failed=False)
     assert first is not None
-    first.write_state("running")
+    first.write_state(State.RUNNING)
     as_job(monkeypatch, 1, job="8")
     assert run.claim(small(), Heartbeats(), retry_failed=False) is None  # another job, and this process lives
     as_job(monkeypatch, 0)
@@ -237,7 +240,7 @@ def test_a_restarted_job_takes_over_from_its_earlier_life_only(
     as_job(monkeypatch, 1)
     assert run.claim(small(), Heartbeats(), retry_failed=False) is not None
     with pytest.raises(RuntimeError, match="taken this run over"):
-        first.write_state("running")
+        first.write_state(State.RUNNING)
 
 
 def elsewhere(run: RunFolder) -> None:
@@ -252,10 +255,10 @@ def test_a_heartbeat_on_another_machine_is_a_guess_until_it_is_seen_to_change(
     run, watching = RunFolder(tmp_path, "aaa-s0"), Heartbeats()
     attempt = run.claim(small(), Heartbeats(), retry_failed=False)
     assert attempt is not None
-    attempt.write_state("running")
+    attempt.write_state(State.RUNNING)
     elsewhere(run)
     assert (run.status(watching).state, run.status(watching).certain) == ("running", False)
-    attempt.write_state("running")
+    attempt.write_state(State.RUNNING)
     assert (run.status(watching).state, run.status(watching).certain) == ("running", True)
     now = __import__("time").monotonic()
     monkeypatch.setattr("experiments.store.time.monotonic", lambda: now + DEAD_AFTER + 1)
@@ -268,16 +271,13 @@ def test_a_heartbeat_on_another_machine_is_a_guess_until_it_is_seen_to_change(
 def test_lost_and_stalled_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = tmp_path / "runs"
     made = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0], [], runs, tmp_path / "data")
-    launch = runs / ".launches" / "stop-gradient-20260101-000000-abcd"
-    launch.mkdir(parents=True)
-    spec = {"format": 1, "cells": [{"run": planned.run_id} for planned in made.cells]}
-    (launch / "spec.json").write_text(json.dumps(spec))
+    launch = create(made, [(planned, 0) for planned in made.cells], load_cluster("cpu"), command="launch")
     for planned in made.cells:
         run = RunFolder(runs, planned.run_id)
         attempt = run.claim(planned.cell.settings, Heartbeats(), retry_failed=False)
         assert attempt is not None
         attempt.progress = {"step": 3, "num_steps": 10, "images_per_s": 64.0, "still_seconds": 1.0}
-        attempt.write_state("running")
+        attempt.write_state(State.RUNNING)
         elsewhere(run)
 
     def rows(jobs: object) -> list[tuple[str, str]]:
@@ -287,10 +287,10 @@ def test_lost_and_stalled_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
             return jobs
 
         monkeypatch.setattr(scheduler, "my_jobs", asked)
-        overview = Overseer(made).look()
-        return [(row.state, row.slurm) for row in overview.rows] + [("note", note) for note in overview.notes]
+        found = Watcher(made, queues()).look()
+        return [(row.state, row.queue) for row in found.rows] + [("note", note) for note in found.notes]
 
-    job = scheduler.Job("5_1", "me", "RUNNING", "None", "1:00", "n1", launch.name)
+    job = scheduler.Job("5_1", "me", "RUNNING", "None", "1:00", "n1", launch.id)
     assert rows([job]) == [("running", "5_1 running")] * 2
     assert rows([]) == [("lost", "")] * 2
     # SLURM that does not answer is no reason to call anything lost.
@@ -298,8 +298,8 @@ def test_lost_and_stalled_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     state = json.loads((run.path / "state.json").read_text())
     (run.path / "state.json").write_text(json.dumps({**state, "still_seconds": 700.0}))
     assert rows([job])[1] == ("stalled", "5_1 running")
-    assert Overseer(made).look().rows[0].left == pytest.approx((10 - 3) * 64 / 64.0)
-    held = scheduler.Job("6", "me", "PENDING", "launch failed requeued held", "", "", launch.name)
+    assert Watcher(made, queues()).look().rows[0].left == pytest.approx((10 - 3) * 64 / 64.0)
+    held = scheduler.Job("6", "me", "PENDING", "launch failed requeued held", "", "", launch.id)
     assert ("note", "job 6 is held (launch failed requeued held): scontrol release 6") in rows([job, held])
 
 
@@ -332,20 +332,17 @@ def test_gc_frees_what_only_training_needs(command: Command, tmp_path: Path) -> 
 
 def test_gc_leaves_launches_alone_that_may_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is being submitted, and one on another cluster, whose jobs are not seen from here."""
-    launch = Launch(tmp_path / ".launches" / "mine-20260101-000000-abcd")
-    for folder in ("code", "rounds"):
-        (launch.path / folder).mkdir(parents=True)
-    (launch.path / "spec.json").write_text('{"format": 1, "cells": []}')
-    (launch.path / "code" / "module.py").write_text("x = 1\n")
+    made = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0], [], tmp_path, tmp_path / "data")
+    launch = create(made, [], load_cluster("cpu"), command="launch")
     monkeypatch.setattr(scheduler, "my_jobs", list)
     monkeypatch.setattr(scheduler, "settings", lambda: {"ClusterName": "here"})
     assert garbage.find(tmp_path) == []
-    ended = {"number": 1, "jobs": ["5"], "complete": True, "released": True}
-    launch.write_round({**ended, "slurm": "there"})
+    ended = Round(number=1, jobs=("5",), complete=True, released=True)
+    launch.write_round(ended.model_copy(update={"slurm": "there"}))
     assert garbage.find(tmp_path) == []
-    launch.write_round({**ended, "slurm": "here", "released": False})
+    launch.write_round(ended.model_copy(update={"slurm": "here", "released": False}))
     assert garbage.find(tmp_path) == []
-    launch.write_round({**ended, "slurm": "here"})
+    launch.write_round(ended.model_copy(update={"slurm": "here"}))
     (found,) = garbage.find(tmp_path)
     found.free()
     assert not (launch.path / "code").exists()
@@ -357,10 +354,9 @@ def test_what_a_half_submission_left_is_cancelled_and_nothing_else(
     """A follow-up died while it submitted round 2, and has submitted round 3 when it was started again."""
     launch = Launch(tmp_path / "mine-20260101-000000-abcd")
     (launch.path / "rounds").mkdir(parents=True)
-    whole = {"complete": True, "released": True, "follow_up": None}
-    launch.write_round({"number": 1, "jobs": ["5"], **whole})
-    launch.write_round({"number": 2, "jobs": ["6"], "complete": False, "released": False})
-    launch.write_round({"number": 3, "jobs": ["8"], **whole})
+    launch.write_round(Round(number=1, jobs=("5",), complete=True, released=True))
+    launch.write_round(Round(number=2, jobs=("6",)))
+    launch.write_round(Round(number=3, jobs=("8",), complete=True, released=True))
     said = [
         ("6_0", "PENDING", "JobHeldUser"), ("7_0", "PENDING", "JobHeldUser"), ("8_0", "RUNNING", "None"),
         ("8_1", "PENDING", "JobArrayTaskLimit"), ("8_2", "PENDING", "launch failed requeued held"),
@@ -371,10 +367,67 @@ def test_what_a_half_submission_left_is_cancelled_and_nothing_else(
     monkeypatch.setattr(scheduler, "scancel", cancelled.extend)
     assert clear_half_rounds(launch, [*jobs, other]) == 2
     assert cancelled == ["6_0", "7_0"]
-    assert all(content["complete"] for content in launch.rounds())
+    assert all(content.complete for content in launch.rounds())
 
 
 def test_a_launch_folder_that_is_not_ours_is_said_to_be_so(tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text('{"format": 99}')
     with pytest.raises(RuntimeError, match="is not the folder of a launch"):
         _ = Launch(tmp_path).spec
+
+
+def test_a_launch_of_an_earlier_version_is_read(small: Callable[..., Settings], tmp_path: Path) -> None:
+    """As revision 50b1b49 wrote it; what a later one adds is no reason not to read it either."""
+    path = tmp_path / ".launches" / "stop-gradient-20261125-183936-e1d8"
+    for folder in ("rounds", "tasks", "teams", "failures"):
+        (path / folder).mkdir(parents=True)
+    profile = {
+        "description": "CPU only", "partition": "cpu", "account": None, "qos": None, "constraint": None, "nodes": 1,
+        "tasks_per_node": 2, "gpus_per_task": 0, "cpus_per_task": 8, "memory": "16G", "time_limit": 240,
+        "array_parallelism": 10, "cells_per_gpu": 1, "cells_per_task": None, "device": "auto", "max_failures": 2,
+        "setup": ["module load x"], "options": {"nice": 5}, "runs": None, "data": None, "local_data": None,
+        "checkpoint_minutes": 2.0, "grace": 60, "follow_up": True, "follow_up_options": {},
+    }  # fmt: skip
+    settings = small().model_dump(mode="json")
+    cells = [
+        {"run": f"abc-s{n}", "study": "stop-gradient", "variant": "with", "seed": n, "settings": "abc",
+         "attempts_before": n, "ranks": 2}
+        for n in (0, 1)
+    ]  # fmt: skip
+    spec = {
+        "format": 1, "launch": path.name, "user": "me", "created": "2026-11-25 18:39:36", "command": "launch",
+        "cluster": "cpu", "profile": profile, "profile_path": "/home/me/cpu.yaml", "studies": ["stop-gradient"],
+        "scale": "smoke", "runs": str(tmp_path), "data": "/data", "settings": {"abc": settings}, "cells": cells,
+        "something": "new",
+    }  # fmt: skip
+    written = {
+        "spec.json": spec,
+        "rounds/1.json": {
+            "number": 1, "jobs": ["5"], "follow_up": "6", "complete": True, "released": True, "slurm": "c",
+            "steps": 7, "submitter": {"machine": "m", "host": "h", "pid": 1, "start_time": "2"},
+        },
+        "rounds/2.json": {"number": 2, "jobs": [], "follow_up": None, "complete": True, "released": True,
+                          "refused": "no"},
+        "tasks/5_0.json": {
+            "job": "5_0", "restart": 1, "cluster": "c", "host": "h", "node": "n1", "cpus": [0, 1], "gpus": None,
+            "cells": ["abc-s0"], "problem": None, "warning": "slow",
+        },
+        "tasks/5_1.json": {"problem": "task 1: no images"},
+        "failures/abc-s0.12345678.json": {"reason": "why", "attempt": 3, "final": True, "at": "2026-11-25 18:39:36"},
+    }  # fmt: skip
+    for name, content in written.items():
+        (path / name).write_text(json.dumps(content))
+    (launch,) = all_launches(tmp_path)
+    assert launch.cluster.profile == Profile(**profile)
+    assert launch.cluster.at("memory") == "/home/me/cpu.yaml"
+    seed_1 = launch.cells[1]
+    assert (seed_1.planned.run_id, seed_1.planned.cell.settings.seed, seed_1.attempts_before, seed_1.ranks) == (
+        "abc-s1", 1, 1, 2,
+    )  # fmt: skip
+    first, second = launch.rounds()
+    assert (first.job_ids, first.steps, second.refused, launch.job_ids()) == (["5", "6"], 7, "no", {"5", "6"})
+    assert {job: (task.restart, task.problem, task.warning) for job, task in launch.tasks().items()} == {
+        "5_0": (1, None, "slow"), "5_1": (0, "task 1: no images", None),
+    }  # fmt: skip
+    assert launch.has_given_up("abc-s0")
+    assert [cell.planned.run_id for cell in launch.missing()] == ["abc-s1"]

@@ -778,12 +778,12 @@ def test_processes_that_prepare_at_once_all_end_well(tmp_path, stale):
         data.prepare(settings, tmp_path)
         (folder / "train" / "cat" / "0.png").unlink()
     processes = multiprocessing.get_context("fork")
-    meeting, answers = processes.Barrier(3), processes.SimpleQueue()
+    barrier, answers = processes.Barrier(3), processes.SimpleQueue()
 
     def one() -> None:
         def wait(message: str) -> None:  # until all have found it missing or stale
             if "writing" in message:
-                meeting.wait(10)
+                barrier.wait(10)
 
         answers.put(data.prepare(settings, tmp_path, progress=wait).fingerprint)
 

@@ -20,7 +20,7 @@ from torch import distributed as dist
 from simsiam import checkpoint, metrics
 from simsiam.config import SettingsError, check_ranks, validate
 from simsiam.distributed import ONE_RANK, RankLostError
-from simsiam.rendezvous import Place, meet
+from simsiam.rendezvous import Rendezvous, join
 from tests import rank_cases
 from tests.conftest import ROOT, SMALL, Command
 from tests.rank_cases import CPU, Answers
@@ -42,16 +42,16 @@ def start_rank(rank: int, world_size: int, folder: Path, *only: str) -> subproce
 
 
 def run_ranks(world_size: int, folder: Path) -> list[Answers]:
-    """Start all ranks, where an earlier job has left an invitation and its port now belongs to another."""
+    """Start all ranks, where an earlier job has left its rendezvous file and its port now belongs to another."""
     other = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     other.set("token", "another's")
     left = {"token": "mine", "addresses": ["127.0.0.1"], "port": other.port}
-    (folder / "meeting.json").write_text(json.dumps(left))
+    (folder / "rendezvous.json").write_text(json.dumps(left))
     processes = [start_rank(rank, world_size, folder) for rank in range(world_size)]
     outputs = [process.communicate(timeout=900)[0] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [0] * (world_size - 1) + [-signal.SIGKILL], "\n".join(outputs)
-    assert not list(folder.glob("meeting*"))
+    assert not list(folder.glob("rendezvous*"))
     return [torch.load(folder / f"answers.{rank}.pt", weights_only=False) for rank in range(world_size)]
 
 
@@ -215,7 +215,7 @@ def test_a_rank_that_falls_silent_is_waited_for_so_long_and_no_longer(tmp_path: 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_nobody_joins_gives_up_in_time(rank: int, tmp_path: Path) -> None:
     started = time.monotonic()
-    with pytest.raises(RankLostError), meet(Place(rank, 2, tmp_path / "meeting.json"), CPU, timeout_seconds=1):
+    with pytest.raises(RankLostError), join(Rendezvous(rank, 2, tmp_path / "rendezvous.json"), CPU, timeout_seconds=1):
         pass
     assert time.monotonic() - started < 10
     assert not list(tmp_path.iterdir())
@@ -226,8 +226,8 @@ def test_a_port_that_does_not_answer_is_passed_over(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("simsiam.rendezvous.CONNECT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         left = {"token": "x", "addresses": ["127.0.0.1"], "port": silent.getsockname()[1]}
-        (tmp_path / "meeting.json").write_text(json.dumps(left))
-        with pytest.raises(RankLostError), meet(Place(1, 2, tmp_path / "meeting.json"), CPU, timeout_seconds=1):
+        (tmp_path / "rendezvous.json").write_text(json.dumps(left))
+        with pytest.raises(RankLostError), join(Rendezvous(1, 2, tmp_path / "rendezvous.json"), CPU, timeout_seconds=1):
             pass
 
 

@@ -48,6 +48,7 @@ def loaded(code: str) -> set[str]:
         "import simsiam.config, simsiam.data, simsiam.metrics",
         "import experiments.study, experiments.store, experiments.plan, experiments.local, experiments.view",
         "import experiments.cluster, experiments.launches, experiments.overview, experiments.slurm, experiments.job",
+        "import experiments.registry, experiments.slurm_launcher, experiments.member, simsiam.machine",
         "import analysis, analysis.report; from analysis import load_runs",
     ],
 )

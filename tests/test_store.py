@@ -15,6 +15,7 @@ import yaml
 
 from experiments import cli, store
 from experiments.provenance import commit_of
+from experiments.states import State
 from experiments.store import Attempt, Heartbeats, LeaseLostError, RunFolder, StoreError
 from simsiam import metrics
 from simsiam.config import Settings, SettingsError, run_id, validate
@@ -35,10 +36,10 @@ def owned_by_a_dead_process(runs: Path) -> None:
     """A claim by a process that is then gone, as after kill -9."""
     script = (
         "import sys, json; from pathlib import Path\n"
-        "from experiments.store import *; from simsiam.config import validate\n"
+        "from experiments.store import *; from experiments.states import State; from simsiam.config import validate\n"
         "folder, settings = RunFolder(Path(sys.argv[1]), 'run-s0'), validate(json.loads(sys.argv[2]))\n"
         "attempt = folder.claim(settings, Heartbeats(), retry_failed=False)\n"
-        "attempt.progress = {'step': 7}; attempt.write_state('running')\n"
+        "attempt.progress = {'step': 7}; attempt.write_state(State.RUNNING)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(runs), json.dumps(SMALL)], cwd=ROOT, check=True)
 
@@ -47,7 +48,7 @@ def test_a_run_has_one_owner(small: Small, tmp_path: Path) -> None:
     first = claim(tmp_path, small())
     assert first is not None
     assert first.number == 1
-    first.write_state("running")
+    first.write_state(State.RUNNING)
     assert claim(tmp_path, small()) is None
     assert RunFolder(tmp_path, "run-s0").status().state == "running"
 
@@ -95,14 +96,14 @@ def test_another_machine_is_dead_when_its_heartbeat_stands_still(
     monkeypatch.setattr(store.time, "monotonic", lambda: now)
     owner = claim(tmp_path, small())
     assert owner is not None
-    owner.write_state("running")
+    owner.write_state(State.RUNNING)
     lease = tmp_path / "run-s0" / "lease.1"
     lease.write_text(json.dumps({**json.loads(lease.read_text()), "machine": "another", "pid": 1}))
     beats = Heartbeats()
     assert claim(tmp_path, small(), beats=beats) is None
     now += 299
     assert claim(tmp_path, small(), beats=beats) is None
-    owner.write_state("running")  # it beats again
+    owner.write_state(State.RUNNING)  # it beats again
     now += 299
     assert claim(tmp_path, small(), beats=beats) is None
     now += 299
@@ -119,7 +120,7 @@ def test_an_owner_that_was_taken_over_publishes_nothing_more(small: Small, tmp_p
     (tmp_path / "run-s0" / "lease.2").write_text("{}")
     for publish in (
         first.check_ownership,
-        lambda: first.write_state("running"),
+        lambda: first.write_state(State.RUNNING),
         lambda: first.finish([], {}),
         lambda: first.fail("no"),
     ):
@@ -139,7 +140,7 @@ def test_what_has_ended(small: Small, tmp_path: Path, state: str) -> None:
         attempt.fail("Traceback: boom")
         assert (tmp_path / "run-s0" / "failure.txt").read_text() == "Traceback: boom"
     else:
-        attempt.write_state("stopped")
+        attempt.write_state(State.STOPPED)
     assert RunFolder(tmp_path, "run-s0").status().state == state
     again, retried = claim(tmp_path, small()), claim(tmp_path, small(), retry_failed=True)
     assert (again is not None) == (state == "stopped")
@@ -152,7 +153,7 @@ def test_time_adds_up_over_attempts(small: Small, tmp_path: Path, monkeypatch: p
     first = claim(tmp_path, small())
     assert first is not None
     now += 10
-    first.write_state("stopped")
+    first.write_state(State.STOPPED)
     now += 1000
     second = claim(tmp_path, small())
     assert second is not None
@@ -163,7 +164,7 @@ def test_time_adds_up_over_attempts(small: Small, tmp_path: Path, monkeypatch: p
 def test_a_folder_with_other_settings_is_refused(small: Small, tmp_path: Path) -> None:
     attempt = claim(tmp_path, small())
     assert attempt is not None
-    attempt.write_state("stopped")
+    attempt.write_state(State.STOPPED)
     with pytest.raises(StoreError, match="other settings"):
         claim(tmp_path, small(epochs=3))
     (tmp_path / "run-s0" / "config.yaml").write_text("{: not yaml")
@@ -183,7 +184,7 @@ def test_a_folder_serves_all_settings_of_its_name(small: Small, tmp_path: Path) 
 def test_a_folder_that_is_older_than_a_switch_is_still_good(small: Small, tmp_path: Path) -> None:
     attempt = claim(tmp_path, small())
     assert attempt is not None
-    attempt.write_state("stopped")
+    attempt.write_state(State.STOPPED)
     path = tmp_path / "run-s0" / "config.yaml"
     config = yaml.safe_load(path.read_text())
     del config["target"]

@@ -30,6 +30,7 @@ from experiments.options import (
     scale_named,
     studies_named,
 )
+from experiments.states import ENDED
 
 if TYPE_CHECKING:
     from analysis.live import Live
@@ -132,7 +133,7 @@ def _watch(make: Callable[[Live], list[ReportFiles]], pages: list[Path]) -> None
             }
             counts = ", ".join(f"{num} {state}" for state, num in sorted(Counter(states.values()).items()))
             say(f"{time.strftime('%H:%M:%S')}  {count(len(states), 'run')}: {counts}")
-            if set(states.values()) <= {"done", "failed"}:
+            if set(states.values()) <= set(ENDED):
                 return
             if stopped.wait(WATCH_SECONDS):
                 raise KeyboardInterrupt

@@ -40,12 +40,13 @@ from experiments.options import (
     studies_named,
     with_images,
 )
+from experiments.states import ENDED, State
 from simsiam.config import SettingsError, check_ranks
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.overview import Overview
+    from experiments.overview import GridStatus
     from experiments.plan import Plan
     from experiments.study import Scale, Study
 
@@ -108,7 +109,7 @@ def plan(
 
     made = plan_for(studies_named(study), scale_named(scale), seeds, set_, runs, data)
     statuses = made.statuses()
-    todo = [planned for planned in made.unique() if statuses[planned.run_id].state != "done"]
+    todo = [planned for planned in made.unique() if statuses[planned.run_id].state != State.DONE]
     estimates = [estimate(planned.cell.settings, made.scale) for planned in todo]
     seconds, size = sum(item.seconds for item in estimates), sum(item.bytes for item in estimates)
     if as_json:
@@ -195,37 +196,38 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Every cell of a study: state, epoch, loss, std, kNN accuracy, where, attempt, time left; and what SLURM says."""
-    from experiments.overview import Overseer
+    from experiments.overview import Watcher
     from experiments.plan import plan_json
+    from experiments.registry import queues
 
     made = plan_for(studies_named(study), scale_named(scale), seeds, set_, runs, data)
-    overseer = Overseer(made)
-    overview = overseer.look()
+    watcher = Watcher(made, queues())
+    seen = watcher.look()
     if as_json:
         printed = plan_json(made)
-        for cell, row in zip(printed["cells"], overview.rows, strict=True):
-            cell |= {"state": row.state, "host": row.seen.get("host"), "seconds_left": row.left, "slurm": row.slurm}
-        return print_json({**printed, "notes": overview.notes})
+        for cell, row in zip(printed["cells"], seen.rows, strict=True):
+            cell |= {"state": row.state, "host": row.seen.get("host"), "seconds_left": row.left, "slurm": row.queue}
+        return print_json({**printed, "notes": seen.notes})
     console = make_console()
-    _print_overview(made, overview, console)
-    while watch and any(row.state not in ("done", "failed") for row in overview.rows):
+    _print_status(made, seen, console)
+    while watch and any(row.state not in ENDED for row in seen.rows):
         time.sleep(WATCH_SECONDS)
-        overview = overseer.look()
+        seen = watcher.look()
         console.print(f"\n{time.strftime('%H:%M:%S')}")
-        _print_overview(made, overview, console)
+        _print_status(made, seen, console)
 
 
-def _print_overview(made: Plan, overview: Overview, console: Console) -> None:
+def _print_status(made: Plan, found: GridStatus, console: Console) -> None:
     from experiments.view import duration, number
 
     headings = ["#>", "study", "variant", "seed>", "state", "epoch>", "loss>", "std x sqrt(d)>", "kNN %>", "time>"]
-    on_slurm = any(row.slurm for row in overview.rows)
-    headings += ["left>", "attempt>", "host", *(["SLURM"] if on_slurm else []), "run"]
-    optional = ("attempt", "run", "host", "time", "study", "std x sqrt(d)", "loss", "left", "SLURM", "#", "epoch")
+    in_queue = any(row.queue for row in found.rows)
+    headings += ["left>", "attempt>", "host", *(["queue"] if in_queue else []), "run"]
+    optional = ("attempt", "run", "host", "time", "study", "std x sqrt(d)", "loss", "left", "queue", "#", "epoch")
     table = Table(*headings, optional=optional)
-    for index, row in enumerate(overview.rows, start=1):
+    for index, row in enumerate(found.rows, start=1):
         seen, outcome = row.seen, f" ({row.status.result['outcome']})" if row.status.result else ""
-        last = f", last seen {seen['beat_at']}" if row.state == "lost" and "beat_at" in seen else ""
+        last = f", last seen {seen['beat_at']}" if row.state == State.LOST and "beat_at" in seen else ""
         table.add_row(
             str(index),
             row.planned.study,
@@ -239,17 +241,17 @@ def _print_overview(made: Plan, overview: Overview, console: Console) -> None:
             duration(seen.get("seconds")),
             duration(row.left),
             number(seen.get("attempt"), "d"),
-            str(seen.get("host", "-")) if row.state == "running" else "-",
-            *([row.slurm or "-"] if on_slurm else []),
+            str(seen.get("host", "-")) if row.state == State.RUNNING else "-",
+            *([row.queue or "-"] if in_queue else []),
             "-" if made.unprepared else row.planned.run_id,
         )
     console.print(table)
-    states = Counter({row.planned.run_id: row.state for row in overview.rows}.values())
+    states = Counter({row.planned.run_id: row.state for row in found.rows}.values())
     counts = ", ".join(f"{num} {state}" for state, num in sorted(states.items()))
     console.print(f"\n{count(states.total(), 'run')} in {made.runs}/: {counts}", highlight=False)
     if not made.runs.exists():
         console.print(f"There is no folder {made.runs.absolute()}; --runs names another one.", soft_wrap=True)
-    for note in overview.notes:
+    for note in found.notes:
         console.print(note, soft_wrap=True)
 
 
@@ -309,9 +311,9 @@ def _run(
     retry_failed: bool,
     device: str,
 ) -> None:
-    from experiments.local import run_grid
+    from experiments.local import LocalLauncher
     from experiments.plan import estimate
-    from experiments.pool import Machine
+    from experiments.pool import LocalRanks, Machine
     from experiments.view import GridView
     from simsiam.machine import num_cores
 
@@ -324,8 +326,8 @@ def _run(
     check_writable(runs)
     todo = made.unique()
     statuses = made.statuses()
-    done = sum(statuses[planned.run_id].state == "done" for planned in todo)
-    left = [planned for planned in todo if statuses[planned.run_id].state != "done"]
+    done = sum(statuses[planned.run_id].state == State.DONE for planned in todo)
+    left = [planned for planned in todo if statuses[planned.run_id].state != State.DONE]
     units = num_cores() if device == "cpu" else num_gpus()
     check_gpus(device, ranks)
     num_workers = min(jobs or max(1, units // ranks), max(len(left), 1))
@@ -335,9 +337,9 @@ def _run(
     if left:
         duration = f"about {about(seconds)} if each has {scale.speed.device} to itself"
         say(f"{len(left)} to train, {num_workers} at a time, in {duration}. Ctrl-C stops; the same command goes on.")
-    machine = Machine(runs, data, num_workers, threads, device, ranks)
+    machine = Machine(runs, data, num_workers, threads, device, LocalRanks(ranks))
     with GridView(make_console(), total=len(todo), done=done) as view:
-        summary = run_grid(todo, machine, view, retry_failed=retry_failed, command=shlex.join(sys.argv))
+        summary = LocalLauncher(machine, view, retry_failed).submit(made, say, command=shlex.join(sys.argv))
     options = shlex.join(same_options(scale, seeds, overrides, runs, data))
     if summary.failures:
         labels = {planned.run_id: planned.label for planned in todo}

@@ -25,6 +25,7 @@ from experiments.options import (
     scale_named,
     studies_named,
 )
+from experiments.states import State
 from simsiam.config import SettingsError
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def evaluate(
         made = plan_for(studies_named(study), chosen_scale, seeds, set_, runs, data)
         statuses = made.statuses()
         for planned in made.cells:
-            ended = statuses[planned.run_id].state == "done"
+            ended = statuses[planned.run_id].state == State.DONE
             of_cell = (planned.study, planned.cell.variant, str(planned.cell.seed))
             settings = planned.cell.settings if ended else None
             rows.append((*of_cell, RunFolder(runs, planned.run_id), settings))

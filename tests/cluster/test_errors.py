@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.states import State
 from tests.cluster.grid import CELL, Grid, Slurm, images, wait_for
 from tests.conftest import ROOT
 
@@ -20,6 +21,12 @@ LATER = {"options": {"begin": "now+5"}, "follow_up": False}  # time to spoil som
 
 def ended(grid: Grid) -> None:
     wait_for(lambda: not grid.slurm.call("squeue", "-h", "-n", f"{grid.latest().id},{grid.latest().id}.next"), 400)
+
+
+def start_now(grid: Grid) -> None:
+    """Let the jobs start that are to begin later."""
+    for job in grid.jobs():
+        grid.slurm.call("scontrol", "update", f"jobid={job}", "StartTime=now")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +122,7 @@ def test_no_room_to_write(slurm: Slurm, folder: Path) -> None:
     assert full.status().state == "failed"
     assert other.status().state == "done"
     (failure,) = grid.latest().failures(full.run_id)
-    assert re.match(r"no room to write \(.*No space left on device.*\): `gc` frees", failure["reason"])
+    assert re.match(r"no room to write \(.*No space left on device.*\): `gc` frees", failure.reason)
     shutil.rmtree(full.path)
     grid.launch()
     grid.wait_until_done()
@@ -130,7 +137,7 @@ def test_a_setup_that_fails(slurm: Slurm, folder: Path) -> None:
     ended(grid)
     assert grid.attempts() == 0
     status = grid.command("status", grid.study, *QUICK).stdout
-    assert "its jobs ended without a sign: `setup` failed, or" in status, status
+    assert "its jobs ended without a report: `setup` failed, or" in status, status
     logs = grid.command("logs", grid.study, *QUICK, "--cell", "1").stdout
     assert "setup: this command failed, and the job ends: ls /no/such/module" in logs
 
@@ -139,7 +146,7 @@ def test_cells_that_others_train_are_left_to_them(slurm: Slurm, folder: Path) ->
     """No round after round that finds nothing to do; the follow-up looks again later, and takes over from the dead."""
     grid = Grid(slurm, folder / "left", options=[*CELL, "--set", "epochs=60"], profile={"constraint": "f7|f8"})
     text = (grid.folder / "cluster.yaml").read_text()
-    (grid.folder / "cluster.yaml").write_text(text + "options: {begin: now+8}\n")
+    (grid.folder / "cluster.yaml").write_text(text + "options: {begin: now+1hour}\n")
     grid.launch()
     observer = {"ABLATION_OBSERVER": "tests.cluster.observer:record", "TRACE_FILE": str(grid.trace_file)}
     environment = grid.environment() | observer | {"TRACE_SLEEP": "0.5", "PYTHONPATH": str(ROOT)}
@@ -147,6 +154,8 @@ def test_cells_that_others_train_are_left_to_them(slurm: Slurm, folder: Path) ->
     with open(grid.folder / "run.log", "w") as log:
         local = subprocess.Popen(command, cwd=grid.folder, env=environment, stdout=log, stderr=log)
     try:
+        wait_for(lambda: all(run.status().state == State.RUNNING for run in grid.run_folders()), 120)
+        start_now(grid)
         name = f"{grid.latest().id}.next"
         wait_for(lambda: "BeginTime" in grid.slurm.call("squeue", "-h", "-n", name, "-o", "%r"), 120, grid.describe)
         assert local.poll() is None
@@ -159,6 +168,7 @@ def test_cells_that_others_train_are_left_to_them(slurm: Slurm, folder: Path) ->
     (look,) = grid.slurm.call("squeue", "-h", "-n", name, "-o", "%i").splitlines()
     grid.slurm.call("scontrol", "update", f"jobid={look}", "StartTime=now")
     wait_for(lambda: bool(grid.jobs()), 60, grid.describe)
+    start_now(grid)
     grid.wait_until_past(0)
     grid.command("cancel", grid.study, *grid.options)
 

@@ -82,7 +82,7 @@ def killed_cell(grid: Grid) -> None:
     wait_for(lambda: all(grid.latest().failures(run.run_id) for run in grid.run_folders()))
     for run in grid.run_folders():
         (failure,) = grid.latest().failures(run.run_id)
-        assert re.match(r"its process was killed by signal 9, most likely because memory ran out", failure["reason"])
+        assert re.match(r"its process was killed by signal 9, most likely because memory ran out", failure.reason)
 
 
 def killed_job(grid: Grid) -> None:
@@ -198,8 +198,8 @@ FAULTS: dict[Fault, dict[str, Any]] = {
     undisturbed: ELSEWHERE,
 }
 # SLURM sends the signal of a time limit up to a minute early, and calls a silent node down after a while: these two
-# have to take longer than that.
-SLEEP = {time_limit: 0.25, silent_node: 1.2}
+# have to take longer than that. `cancel` waits for its turn among the other grids' commands.
+SLEEP = {time_limit: 0.25, silent_node: 1.2, cancelled: 0.6}
 IS_GRACEFUL = (
     preempted_by_requeue,
     preempted_by_cancel,

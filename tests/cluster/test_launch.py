@@ -60,7 +60,7 @@ def test_a_grid_over_two_nodes_ends_as_the_local_one(slurm: Slurm, folder: Path)
     assert table(grid.folder / "report-runs") == table(grid.folder / "report-here")
     assert "nothing to submit" in grid.launch()
     provenance = json.loads((grid.run_folders()[0].path / "provenance.json").read_text())["attempts"][0]
-    assert provenance["slurm_job"]["job"] in {task["job"] for task in grid.latest().tasks().values()}
+    assert provenance["slurm_job"]["job"] in {task.job for task in grid.latest().tasks().values()}
     assert stat.S_IMODE(grid.latest().path.stat().st_mode) == 0o700
 
 

@@ -1,0 +1,156 @@
+"""What a launcher is: it has the cells of a plan trained somewhere, tells how they stand, and cancels them.
+
+The state of a run is in its folder, whoever trains it. So a launcher needs no record of results: it starts processes
+that call ``run_cell``, which claims the run, or leaves it to its owner. How to add one: docs/launchers.md. This module
+imports no torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from experiments.plan import Plan, PlannedCell
+from experiments.states import CellResult, State
+from experiments.store import Status
+
+if TYPE_CHECKING:
+    from experiments.worker import RunContext
+    from simsiam.data import Dataset
+
+Tell = Callable[[str], None]  # shows a line to the user
+
+
+@dataclass
+class Summary:
+    """What became of the cells of a plan: run ids; ``failures`` has the reason of each failed one."""
+
+    submitted: list[str] = field(default_factory=list)  # to a queue: they are trained after the call has returned
+    launch: str = ""  # what they were submitted as
+    done: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    skipped_failures: list[str] = field(default_factory=list)  # they failed before, and were left alone
+
+
+class Launcher(ABC):
+    """Has cells trained: in this process and its children, or by jobs that it submits to a queue."""
+
+    @abstractmethod
+    def check(self, made: Plan) -> None:
+        """Called before anything is downloaded or written.
+
+        Raises SettingsError for cells that it cannot train, RuntimeError where there is no queue to submit to.
+        """
+
+    @abstractmethod
+    def submit(self, made: Plan, tell: Tell, *, command: str, supervised: bool = False) -> Summary:
+        """Have all cells trained that are not done and not trained elsewhere.
+
+        command: goes into their records. supervised: ``supervise`` is called next, so nothing else needs to submit
+        again what is lost.
+
+        Returns once they are in the queue; a launcher without a queue returns when they have ended. Raises
+        RuntimeError when the queue does not answer or refuses.
+        """
+
+    @abstractmethod
+    def preview(self, made: Plan, tell: Tell) -> list[PlannedCell]:
+        """Tell what ``submit`` would do, and return the cells. Writes and submits nothing, and needs no queue.
+
+        Raises SettingsError for cells that it cannot train.
+        """
+
+    @abstractmethod
+    def supervise(self, made: Plan, tell: Tell) -> bool:
+        """Stay, and submit again what is lost. Returns whether everything is done or has failed."""
+
+
+@dataclass(frozen=True)
+class QueueView:
+    """What a queue says of the runs of a plan, at one moment."""
+
+    jobs: Mapping[str, str] | None = None  # by the id of each job: what is said of it; None: the queue does not answer
+    waiting: Mapping[str, str] = field(default_factory=dict)  # by run id: what the jobs do that are to train it
+    notes: list[str] = field(default_factory=list)  # what else the user should know
+
+
+class Queue(ABC):
+    """Where jobs of this user wait and run, whatever launcher submitted them."""
+
+    @abstractmethod
+    def look(self, made: Plan) -> QueueView:
+        """Ask the queue, once, about the runs of a plan. Does not raise when it does not answer."""
+
+    @abstractmethod
+    def cancel(self, made: Plan, tell: Tell, launch_id: str | None) -> bool:
+        """Cancel the jobs of a plan's launches, or of one launch. Returns whether all was done that could be done.
+
+        A run that is being trained writes a checkpoint and stops. Raises RuntimeError when the queue does not answer.
+        """
+
+    @abstractmethod
+    def launches(self, runs: Path) -> list[str]:
+        """The launches that train into a folder of runs, oldest first."""
+
+    @abstractmethod
+    def logs(self, made: Plan, planned: PlannedCell) -> list[Path]:
+        """The files that the jobs of a cell have printed into so far."""
+
+    @abstractmethod
+    def leftovers(self, runs: Path) -> dict[Path, list[Path]]:
+        """For `gc`: by each launch that is known to have ended, the folders in it that nothing needs any more."""
+
+
+def missing(made: Plan, queued: Container[str]) -> tuple[list[tuple[PlannedCell, Status]], int, int]:
+    """The cells of a plan that are to be submitted, each with the status of its run.
+
+    Then how many of the others are left to the queue, in which they are ``queued`` by their run ids, and how many to an
+    owner that is known to live.
+    """
+    statuses = made.statuses()
+    left = [planned for planned in made.unique() if statuses[planned.run_id].state != State.DONE]
+    waiting = [(planned, statuses[planned.run_id]) for planned in left if planned.run_id not in queued]
+    todo = [(planned, status) for planned, status in waiting if not status.is_alive]
+    return todo, len(left) - len(waiting), len(waiting) - len(todo)
+
+
+# --- the processes that train a cell together --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CellTask:
+    """A cell that a worker process is to train."""
+
+    planned: PlannedCell
+    retry_failed: bool = False
+    attempts_before: int | None = None  # those after it may give up for lack of progress; None: none does
+    rendezvous: Path | None = None  # the file by which its ranks find each other; None: the worker starts them itself
+
+
+class Ranks(Protocol):
+    """In a worker process: the ranks that train its cells, of which it is one itself."""
+
+    rank: int  # of the worker
+    device: int  # the number of the worker's GPU, among those that it sees
+
+    def run_cell(self, task: CellTask, dataset: Dataset, context: RunContext) -> CellResult:
+        """Train a cell, together with the other ranks."""
+
+    def close(self) -> None:
+        """The worker ends."""
+
+
+class RanksStarter(Protocol):
+    """How the processes come to be that train a cell together. It is sent to each worker, so it must pickle."""
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that train each cell."""
+
+    def start(self, worker: int, data: Path, stop: Event) -> Ranks:
+        """Called in the worker process with its number on this machine; ``stop`` is set when it is to stop."""
