@@ -68,7 +68,7 @@ def run_cell(
     """Train a run to its end, unless another process owns it or it is done already.
 
     With a ``group`` of several ranks this is the part of rank 0; the result is "interrupted" when another rank is gone.
-    The reason says why a cell failed; of one that is done, that it collapsed or diverged and how many images were replaced.
+    The reason says why a cell failed; of a done one, that it collapsed or diverged and how many images were replaced.
     """
     attempt = RunFolder(context.runs, run_id).claim(settings, Heartbeats(), retry_failed=context.retry_failed)
     if attempt is None:
