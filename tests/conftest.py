@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -37,6 +38,11 @@ SMALL: dict[str, Any] = {
     "evaluation.log_every_steps": 3,
     "evaluation.query_size": 100,
 }
+
+
+# A machine that others use too must not fail a test for its time.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 
 @pytest.fixture(autouse=True)

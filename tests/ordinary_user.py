@@ -18,10 +18,11 @@ import os, sys
 import rich.console, rich.table, rich.live, encodings.idna
 import experiments.cli, experiments.local, experiments.overview, experiments.plan, experiments.registry
 import experiments.view
-import simsiam.data, simsiam.download, analysis.diagnosis, analysis.report
+import simsiam.data, simsiam.download, analysis.cache, analysis.diagnosis, analysis.report
 if sys.argv[1] == "report":  # which imports more as it goes: once to nowhere, as root
     import contextlib, io, tempfile
     arguments = list(sys.argv)
+    analysis.cache._store = lambda *_: None  # what root can read must not be found there
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         sys.argv += ["--out", folder]
         with contextlib.suppress(SystemExit):

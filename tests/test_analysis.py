@@ -49,7 +49,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(runs_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     points, runs = load_runs(runs_dir)
     runs["variant"] = runs["target.stop_gradient"].map(VARIANTS)
-    return points, runs
+    return points, runs.sort_values("variant")  # folders are in the order of their hashes
 
 
 # --- reading -----------------------------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_command_line(command: Command, tmp_path: Path, arguments: list[str], wo
             "title: x\nscales:\n  imagenet:\n    settings: {epoch: 5}\nvariants: {a: {}}\n",
             ["epoch", "no such setting", "'epochs'", "mine.yaml:4"],
         ),
-        ("title: x\nvariants: {a: {}, b: {}}\n", ["'a' and 'b'", "same settings"]),
+        ("title: x\nvariants: {a: {}, b: {}}\n", ["'a' and 'b'", "compute the same"]),
         ("title: x\ngrid: {optimizer.lr: []}\n", ["optimizer.lr", "no values", "mine.yaml:2"]),
         ("title: x\ngrid: {optimizer.lr: [1, 1]}\n", ["optimizer.lr", "twice", "mine.yaml:2"]),
         ("title: x\ngrid: {optimizer.lr: 1}\n", ["mine.yaml:2", "optimizer.lr"]),

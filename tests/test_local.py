@@ -145,7 +145,7 @@ def test_stopped_killed_and_taken_over_it_ends_as_undisturbed(
     process = start("run", *SLOW)
     wait_for(lambda: running(runs))
     os.killpg(process.pid, signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
     assert "goes on from there" in output
     assert "Traceback" not in output
@@ -166,7 +166,7 @@ def test_stopped_killed_and_taken_over_it_ends_as_undisturbed(
     wait_for(lambda: {cell["state"] for cell in states(command, *SLOW)} == {"running"})
     state = json.loads(next(iter(runs.glob("*/state.json"))).read_text())
     os.kill(state["pid"], signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     whole = command("run", *SLOW, "--runs", "undisturbed")
     assert whole.returncode == 0, whole.stderr
@@ -195,7 +195,7 @@ def test_a_killed_launcher_s_cells_are_taken_over(
     assert second.stdout is not None
     wait_for(lambda: "another process" in second.stdout.readline())
     os.killpg(first.pid, signal.SIGKILL)
-    output, _ = second.communicate(timeout=120)
+    output, _ = second.communicate(timeout=300)
     assert second.returncode == 0, output
     assert {cell["state"] for cell in states(command, *SLOW)} == {"done"}
     assert leases(tmp_path / "runs") == [2, 2]

@@ -19,7 +19,7 @@ from experiments.states import State
 from experiments.store import Attempt, Heartbeats, LeaseLostError, RunFolder, StoreError
 from simsiam import metrics
 from simsiam.config import Settings, SettingsError, run_id, validate
-from simsiam.data import _StaleError
+from simsiam.data import DataError
 from simsiam.distributed import RankLostError
 from tests.conftest import ROOT, SMALL
 
@@ -272,7 +272,9 @@ def test_another_user_s_checkout_tells_its_commit(tmp_path: Path, capsys: pytest
     assert str(tmp_path) in told
 
 
-@pytest.mark.parametrize("kind", [type("OfStore", (StoreError,), {}), _StaleError, LeaseLostError, RankLostError])
+@pytest.mark.parametrize(
+    "kind", [type("OfStore", (StoreError,), {}), type("OfData", (DataError,), {}), LeaseLostError, RankLostError]
+)
 def test_a_user_s_error_and_every_kind_of_it_is_one_line(
     kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
