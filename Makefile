@@ -62,4 +62,4 @@ bench: .venv-bench/installed
 
 clean:
 	rm -rf $(VENV) .venv-lowest .venv-bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
-	find simsiam experiments analysis tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find simsiam experiments analysis commands tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

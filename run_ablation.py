@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The command: ``python run_ablation.py --help``."""
 
-from experiments.cli import main
+from commands.app import main
 
 if __name__ == "__main__":
     main()

@@ -36,7 +36,7 @@ type debootstrap unshare >/dev/null || die "debootstrap and unshare are needed (
 case $what in
   test) command='make test' ;;
   demo) command='make demo' ;;
-  quick) command='make lint && "$VENV/bin/python" -m pytest -q tests/test_figures.py tests/test_sweeps.py tests/test_bad_input.py' ;;
+  quick) command='make lint && "$VENV/bin/python" -m pytest -q tests/analysis/test_figures.py tests/analysis/test_sweeps.py tests/commands/test_bad_input.py' ;;
 esac
 
 keep=${BARE_DIR:-/var/tmp/bare}

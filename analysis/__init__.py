@@ -9,11 +9,11 @@
 
 from __future__ import annotations
 
-from analysis.figures import plot_training
-from analysis.linear_figure import plot_linear
-from analysis.map_figure import plot_map
-from analysis.results import load_runs
-from analysis.spectrum_figure import plot_spectra
-from analysis.sweeps import plot_sweep
+from analysis.figures.linear import plot_linear
+from analysis.figures.map import plot_map
+from analysis.figures.spectrum import plot_spectra
+from analysis.figures.sweep import plot_sweep
+from analysis.figures.training import plot_training
+from analysis.frames.load import load_runs
 
 __all__ = ["load_runs", "plot_linear", "plot_map", "plot_spectra", "plot_sweep", "plot_training"]

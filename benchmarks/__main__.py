@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.pool import ENVIRONMENT
+from experiments.local.pool import ENVIRONMENT
 
 # Those that compare with peers first, and what takes longest last.
 MODULES = (

@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.harness import Bench, Contender
 from benchmarks.training import SMALL, generated, make_training, our_steps
-from simsiam.config import validate
-from simsiam.train import Training
+from simsiam.settings.checks import validate
+from simsiam.training.loop import Training
 
 
 def prefetched_steps(training: Training, num: int) -> Callable[[], object]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from benchmarks.harness import Bench, Contender, Reach
 from benchmarks.images import MEAN, STD, as_arrays, smooth
 from benchmarks.peers import kornia_views, lightly_transform, torchvision_transform
-from simsiam.augment import views
-from simsiam.config import AugmentSettings
+from simsiam.data.views import views
+from simsiam.settings.fields import AugmentSettings
 
 BATCH = 256
 

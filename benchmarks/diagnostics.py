@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import Bench, Contender, Reach
-from experiments.study import load_scale, load_study, make_cells
-from simsiam.data import load
-from simsiam.train import train
+from experiments.studies.study import load_scale, load_study, make_cells
+from simsiam.data.sets import load
+from simsiam.training.loop import train
 
 NUM_IMAGES, EPOCHS = 1_920, 10
 MOST = Reach(1.03, at_least=False)

@@ -18,9 +18,9 @@ from pathlib import Path
 from benchmarks.harness import Bench, Contender, Reach
 from benchmarks.overhead import whole_run
 from benchmarks.training import CPU
-from simsiam.config import validate
-from simsiam.data import load
-from simsiam.train import train
+from simsiam.data.sets import load
+from simsiam.settings.checks import validate
+from simsiam.training.loop import train
 
 ROOT = Path(__file__).parent.parent
 RATES = [f"{0.01 * place:.2f}" for place in range(1, 13)]

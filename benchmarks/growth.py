@@ -13,10 +13,10 @@ from benchmarks.grid import SMOKE
 from benchmarks.harness import Bench, Contender, Reach
 from benchmarks.training import CPU, SMALL, generated, make_training, our_steps
 from experiments.plan import make_plan
-from experiments.study import load_scale, load_study
-from simsiam.config import validate
-from simsiam.data import load
-from simsiam.train import train
+from experiments.studies.study import load_scale, load_study
+from simsiam.data.sets import load
+from simsiam.settings.checks import validate
+from simsiam.training.loop import train
 
 LINEAR = Reach(1.1, at_least=False)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.harness import Bench, Contender, Reach, machine
-from simsiam.knn import knn_top1
+from simsiam.evaluation.knn import knn_top1
 
 K, TEMPERATURE, CLASSES = 200, 0.1, 10
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.harness import Bench, Contender, Reach
-from simsiam.losses import nt_xent, swapped_prediction
-from simsiam.targets import Prototypes, sinkhorn
+from simsiam.model.losses import nt_xent, swapped_prediction
+from simsiam.model.targets import Prototypes, sinkhorn
 
 BATCH, DIM = 512, 128
 

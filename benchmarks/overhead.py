@@ -16,13 +16,15 @@ import torch
 
 from benchmarks.harness import Bench, Contender, Reach
 from benchmarks.training import CPU, SMALL, generated
-from experiments.states import End
-from experiments.worker import RunContext, run_cell
-from simsiam.config import Settings, validate
-from simsiam.data import Dataset
-from simsiam.loading import make_source
-from simsiam.optim import make_optimizer, set_rates
-from simsiam.siamese import Siamese
+from experiments.launcher import RunContext
+from experiments.local.train_cell import run_cell
+from experiments.runs.states import End
+from simsiam.data.batches import make_source
+from simsiam.data.dataset import Dataset
+from simsiam.model.siamese import Siamese
+from simsiam.settings.checks import validate
+from simsiam.settings.fields import Settings
+from simsiam.training.optim import make_optimizer, set_rates
 
 
 def bare_loop(settings: Settings, dataset: Dataset) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.images import MEAN, STD
-from simsiam.backbones import make_backbone
-from simsiam.config import Settings
-from simsiam.data import Dataset, Split
+from simsiam.data.dataset import Dataset, Split
+from simsiam.model.backbones import make_backbone
+from simsiam.settings.fields import Settings
 
 
 def lightly_transform(size: int, blur: float) -> Callable[[Any], list[Tensor]]:

@@ -20,11 +20,12 @@ from torch import Tensor
 from benchmarks.harness import Bench, Contender, Reach
 from benchmarks.images import MEAN, STD
 from benchmarks.peers import lightly_transform, torchvision_transform
-from simsiam.augment import draw, views_of_crops, widest_blur
-from simsiam.config import Settings, validate
-from simsiam.data import FileSplit
-from simsiam.loading import Crops, Wanted
-from simsiam.resized import resize_folder
+from simsiam.data.batches import Crops, Wanted
+from simsiam.data.dataset import FileSplit
+from simsiam.data.smaller_copy import resize_folder
+from simsiam.data.views import draw, views_of_crops, widest_blur
+from simsiam.settings.checks import validate
+from simsiam.settings.fields import Settings
 
 SIZE, BATCH = 224, 32
 

@@ -25,8 +25,8 @@ import yaml
 
 from benchmarks.harness import Bench, Reach
 from experiments.plan import Plan, make_plan
-from experiments.study import load_scale, load_study
-from simsiam.data import fingerprint
+from experiments.studies.study import load_scale, load_study
+from simsiam.data.sets import fingerprint
 
 ROOT = Path(__file__).parent.parent
 SEEDS, DIFFERENT = 5, 23  # seeds a variant; curves that are not the same

@@ -21,10 +21,10 @@ import torch
 
 from benchmarks.harness import Bench, Reach
 from benchmarks.training import CPU, SMALL, generated, make_training, our_steps
-from simsiam.config import validate
-from simsiam.linear import FEATURES, evaluate_linear
+from simsiam.evaluation.linear import FEATURES, evaluate_linear
 from simsiam.machine import num_cores
-from simsiam.siamese import Siamese
+from simsiam.model.siamese import Siamese
+from simsiam.settings.checks import validate
 
 BUSY = "import os, time\nend = time.monotonic() + 300\nwhile time.monotonic() < end and os.getppid() == {}: pass"
 SPIN, SLEEP = ({"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": count} for count in ("2000", "0"))

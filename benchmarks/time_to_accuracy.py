@@ -21,10 +21,12 @@ from torch import nn
 from benchmarks.harness import Bench, Reach
 from benchmarks.peers import LightlySimSiam, lightly_loader
 from benchmarks.training import CPU, SMALL, make_training
-from simsiam.config import Settings, validate
-from simsiam.data import Dataset, prepare
-from simsiam.knn import knn_top1
-from simsiam.loading import Source, make_source
+from simsiam.data.batches import Source, make_source
+from simsiam.data.dataset import Dataset
+from simsiam.data.sets import prepare
+from simsiam.evaluation.knn import knn_top1
+from simsiam.settings.checks import validate
+from simsiam.settings.fields import Settings
 
 TARGET = 50.0  # percent
 RECIPE: dict[str, Any] = {

@@ -20,9 +20,10 @@ import torch
 from benchmarks.harness import Bench, Contender, Reach
 from benchmarks.images import MEAN, STD, smooth
 from benchmarks.peers import LightlySimSiam, lightly_loader
-from simsiam.config import Settings, validate
-from simsiam.data import Dataset, Split
-from simsiam.train import Hooks, Training
+from simsiam.data.dataset import Dataset, Split
+from simsiam.settings.checks import validate
+from simsiam.settings.fields import Settings
+from simsiam.training.loop import Hooks, Training
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.registry import queues
-from experiments.store import RunFolder, run_names
-from simsiam import checkpoint
+from experiments.runs.folder import RunFolder, run_names
+from simsiam.record import checkpoint
 
 
 @dataclass(frozen=True)

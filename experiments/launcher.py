@@ -12,17 +12,33 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from experiments.plan import Plan, PlannedCell
-from experiments.states import CellResult, State
-from experiments.store import Status
+from experiments.runs.folder import Status
+from experiments.runs.states import CellResult, State
 
 if TYPE_CHECKING:
-    from experiments.worker import RunContext
-    from simsiam.data import Dataset
+    import torch
+
+    from simsiam.data.dataset import Dataset
 
 Tell = Callable[[str], None]  # shows a line to the user
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Where a run is trained and who watches; none of it changes its numbers."""
+
+    runs: Path
+    device: torch.device
+    threads: int
+    should_stop: Callable[[], bool]
+    on_progress: Callable[[dict[str, Any]], None]
+    retry_failed: bool = False
+    attempts_before: int | None = None  # attempts after it may give up for lack of progress; None: none does
+    checkpoint_seconds: float = 60.0  # between two checkpoints within an epoch
+    command: str = ""
 
 
 @dataclass

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.states import State
-from experiments.store import Heartbeats, RunFolder, Status, run_names
-from experiments.study import Cell, Scale, Study, make_cells, no_collection
-from simsiam.config import DataSettings, Settings, config_id
-from simsiam.data import fingerprint
+from experiments.runs.folder import Heartbeats, RunFolder, Status, run_names
+from experiments.runs.states import State
+from experiments.studies.study import Cell, Scale, Study, make_cells, no_collection
+from simsiam.data.sets import fingerprint
+from simsiam.settings.fields import DataSettings, Settings
+from simsiam.settings.identity import config_id
 
 
 @dataclass(frozen=True)

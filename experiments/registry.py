@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from experiments.cluster import Cluster
 from experiments.launcher import Launcher, Queue
-from experiments.slurm_queue import SlurmQueue
+from experiments.slurm.profile import Cluster
+from experiments.slurm.queue import SlurmQueue
 
 
 def queues() -> Sequence[Queue]:
@@ -16,6 +16,6 @@ def queues() -> Sequence[Queue]:
 
 def launcher_for(cluster: Cluster) -> Launcher:
     """What submits to a cluster."""
-    from experiments.slurm_launcher import SlurmLauncher  # imports submitit
+    from experiments.slurm.launcher import SlurmLauncher  # imports submitit
 
     return SlurmLauncher(cluster)

@@ -17,7 +17,8 @@ import hypothesis
 import pytest
 import torch
 
-from simsiam.config import Settings, validate
+from simsiam.settings.checks import validate
+from simsiam.settings.fields import Settings
 
 ROOT = Path(__file__).parent.parent
 

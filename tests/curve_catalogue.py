@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simsiam.config import Settings, flatten
+from simsiam.settings.fields import Settings, flatten
 
 KINDS = (
     "divergence", "complete collapse", "oscillation", "no convergence", "dimensional collapse", "slow optimisation",

@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
-from experiments.launcher import CellTask, Launcher, Queue, QueueView, Summary, Tell, missing
+from experiments.launcher import CellTask, Launcher, Queue, QueueView, RunContext, Summary, Tell, missing
+from experiments.local.pool import LocalRanks
 from experiments.plan import Plan, PlannedCell
-from experiments.pool import LocalRanks
-from experiments.states import ENDED
-from experiments.store import Json, is_process_alive, process_identity, read_json, write_json
-from experiments.study import Cell
-from experiments.worker import RunContext
-from simsiam.config import Settings, check_ranks
-from simsiam.data import load
+from experiments.runs.folder import Json, is_process_alive, process_identity, read_json, write_json
+from experiments.runs.states import ENDED
+from experiments.studies.study import Cell
+from simsiam.data.sets import load
+from simsiam.settings.checks import check_ranks
+from simsiam.settings.fields import Settings
 from tests.conftest import ROOT
 
 

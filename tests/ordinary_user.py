@@ -16,22 +16,23 @@ AS_NOBODY = f"""
 import os, sys
 # Imported before the rights are dropped: an ordinary user need not be able to read this interpreter's files.
 import rich.console, rich.table, rich.live, encodings.idna
-import experiments.cli, experiments.local, experiments.overview, experiments.plan, experiments.registry
-import experiments.view
-import simsiam.data, simsiam.download, analysis.cache, analysis.diagnosis, analysis.report
+import commands.app, experiments.local.grid, experiments.status, experiments.plan, experiments.registry
+import commands.live_grid
+import simsiam.data.sets, simsiam.data.originals, analysis.frames.cache
+import analysis.diagnosis.rules, analysis.report.one_study
 if sys.argv[1] == "report":  # which imports more as it goes: once to nowhere, as root
     import contextlib, io, tempfile
     arguments = list(sys.argv)
-    analysis.cache._store = lambda *_: None  # what root can read must not be found there
+    analysis.frames.cache._store = lambda *_: None  # what root can read must not be found there
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         sys.argv += ["--out", folder]
         with contextlib.suppress(SystemExit):
-            experiments.cli.main()
+            commands.app.main()
     sys.argv = arguments
 os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})
-if sys.argv[1] == "report" and not os.access(analysis.report.__file__, os.R_OK):  # nor then its templates
+if sys.argv[1] == "report" and not os.access(analysis.report.one_study.__file__, os.R_OK):  # nor then its templates
     sys.exit({CANNOT_START})
-experiments.cli.main()
+commands.app.main()
 """
 
 

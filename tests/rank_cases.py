@@ -19,21 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from experiments.methods import load_method
-from experiments.ranks import run_cell_on_ranks
-from experiments.store import RunFolder
-from experiments.worker import RunContext
-from simsiam.batch_norm import convert, synchronise
-from simsiam.config import Settings, flatten, validate
-from simsiam.data import Dataset, load, prepare
-from simsiam.distributed import Ranks
-from simsiam.linear import LinearProtocol, evaluate_linear
-from simsiam.loading import Batch, Source, make_source
-from simsiam.metrics import merge
-from simsiam.monitor import relative_std
-from simsiam.rendezvous import Rendezvous, join
-from simsiam.siamese import Siamese
-from simsiam.train import Hooks, Training, train
+from experiments.launcher import RunContext
+from experiments.local.ranks import run_cell_on_ranks
+from experiments.runs.folder import RunFolder
+from experiments.studies.methods import load_method
+from simsiam.data.batches import Batch, Source, make_source
+from simsiam.data.dataset import Dataset
+from simsiam.data.sets import load, prepare
+from simsiam.distributed.ranks import Ranks
+from simsiam.distributed.rendezvous import Rendezvous, join
+from simsiam.evaluation.linear import LinearProtocol, evaluate_linear
+from simsiam.model.batch_norm import convert, synchronise
+from simsiam.model.siamese import Siamese
+from simsiam.record.curves import merge
+from simsiam.settings.checks import validate
+from simsiam.settings.fields import Settings, flatten
+from simsiam.training.logged import relative_std
+from simsiam.training.loop import Hooks, Training, train
 from tests import pictures
 from tests.conftest import SMALL
 
@@ -234,10 +236,10 @@ def small_buckets(folder: Path, ranks: Ranks, limit: Callable[[int], None]) -> d
 
 
 def all_cases(folder: Path, ranks: Ranks) -> Answers:
-    import simsiam.distributed
+    import simsiam.distributed.ranks
 
     def limit(size: int) -> None:
-        simsiam.distributed.BUCKET_BYTES = size
+        simsiam.distributed.ranks.BUCKET_BYTES = size
 
     folder.mkdir(exist_ok=True)
     answers: Answers = {f"steps {case}": steps(case, folder, ranks) for case in METHODS}

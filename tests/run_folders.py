@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from simsiam.config import Settings, config_id, validate
+from simsiam.settings.checks import validate
+from simsiam.settings.fields import Settings
+from simsiam.settings.identity import config_id
 
 FINGERPRINT = "generated"
 STEPS_PER_EPOCH = 20

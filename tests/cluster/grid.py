@@ -20,9 +20,9 @@ from typing import Any
 
 import yaml
 
-from experiments.launches import Launch, all_launches
-from experiments.store import RunFolder
-from simsiam import metrics
+from experiments.runs.folder import RunFolder
+from experiments.slurm.launch import Launch, all_launches
+from simsiam.record import curves as metrics
 from tests import pictures
 from tests.conftest import ROOT
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.states import State
+from experiments.runs.states import State
 from tests.cluster.grid import CELL, Grid, Slurm, images, wait_for
 from tests.conftest import ROOT
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from experiments.store import read_json
+from experiments.runs.folder import read_json
 from tests.cluster.grid import CELL, STEPS_PER_EPOCH, Fault, Grid, Slurm, all_at_once, curves, processes, wait_for
 from tests.conftest import ROOT
 

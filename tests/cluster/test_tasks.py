@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from simsiam.distributed import ONE_RANK
+from simsiam.distributed.ranks import ONE_RANK
 from tests import rank_cases
 from tests.cluster.grid import CELL, STEPS_PER_EPOCH, Fault, Grid, Slurm, all_at_once, curves, processes, read, wait_for
 from tests.conftest import ROOT
-from tests.test_distributed import check_steps
+from tests.simsiam.test_distributed import check_steps
 
 OPTIONS = [*CELL, "--set", "epochs=6"]
 METHODS = ["SimSiam", "SimCLR", "SwAV", "BYOL", "MoCo v2"]

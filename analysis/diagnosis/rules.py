@@ -1,0 +1,451 @@
+"""What happened to a run, from its curves and settings: a verdict, the evidence, when it set in, and the usual causes.
+
+::
+
+    points, runs = load_runs("runs")
+    for diagnosis in diagnose_runs(points, runs):
+        print(diagnosis.run, diagnosis.verdict, *diagnosis.evidence, sep="\\n")
+
+The outcome in a run's result is its own record, made while it trained; this is the reader's finer view of the same
+curves. Every threshold below says whether it comes from theory or from data. docs/diagnosis.md explains the rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.diagnosis.causes import Cause, causes_of
+from analysis.diagnosis.loss_scale import LossScale, loss_scale
+from analysis.diagnosis.shape_of_curve import end_of, num_turns, residual, smooth, trailing
+from simsiam.record.catalogue import ONE_LINE_BELOW, collapse_threshold
+
+VERDICTS = (  # in the order in which one hides another
+    "divergence",
+    "complete collapse",
+    "oscillation",
+    "no convergence",
+    "dimensional collapse",
+    "slow optimisation",
+    "healthy",
+    "too early to say",
+)
+
+# Theory: half of the way from chance to the optimum. For the cosine it is 60 degrees between p and z.
+CONVERGED_FROM = 0.5
+# Theory: an exponential approach that needs a quarter of the run for its first half ends with 1/16 of the way ahead.
+SLOW_HALF_AFTER = 0.25
+# Convention: a loss that gains a tenth of the way in the second half of a run is still falling.
+STILL_FALLING = 0.1
+# Theory: log2(1 + 1) / 2 bits (Shannon), of a direction in which classes vary as much as the images of one class do.
+BITS_PER_DIRECTION = 0.5
+# Theory: half as many directions is one bit less of entropy in the spectrum.
+SHARE_OF_HIGHEST_RANK = 0.5
+# Theory: three standard deviations, sqrt(2 p (1 - p) / N) each, of a difference in accuracy over N = 10,000 images.
+ACCURACY_FALL = 2.0
+# Convention: swings smaller than a twentieth of the way from chance to the optimum are of no account. The other limit,
+# the noise that the draw of batches explains, is theory: see LossScale.sampling_noise.
+SMALLEST_SWING = 0.05
+# Theory: the variances of z/|z| over channels and its centre sum to 1 (Zhang et al. 2022). Half variance is no point.
+POINT_FROM = 0.5
+NUM_TURNS = 4  # two whole swings: fewer are a bump
+# Theory: ten times as far above the optimum as chance is; no normalised loss starts there.
+DIVERGED_FROM = -9.0
+# Convention: what has to be logged before a curve is judged, and how much of the run has to be over.
+NUM_POINTS = 8
+NUM_IN_A_ROW = 3
+SHARE_OF_RUN = 0.25
+
+Curve = NDArray[np.float64]  # (n, 3): step, epoch, value
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the curves show."""
+
+    verdict: str
+    evidence: tuple[str, ...]
+    step: float = math.nan  # when it set in; NaN where that means nothing
+    epoch: float = math.nan
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What happened to a run."""
+
+    run: str
+    verdict: str  # one of VERDICTS
+    evidence: tuple[str, ...]  # sentences with numbers
+    step: float  # when it set in, NaN for healthy and too early to say
+    epoch: float
+    also: tuple[Finding, ...]  # what else the curves show
+    causes: tuple[Cause, ...]  # that this run's settings show
+    other_causes: tuple[Cause, ...]  # known for the verdict, but not in this run's settings
+    recorded: str | None  # the outcome in its result
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; NaN is None."""
+        return {
+            "run": self.run,
+            "verdict": self.verdict,
+            "set_in": {"step": _plain(self.step), "epoch": _plain(self.epoch)},
+            "evidence": list(self.evidence),
+            "also": [
+                {"verdict": one.verdict, "set_in": {"step": _plain(one.step), "epoch": _plain(one.epoch)}}
+                | {"evidence": list(one.evidence)}
+                for one in self.also
+            ],
+            "causes": [_cause(cause) for cause in self.causes],
+            "other_causes": [_cause(cause) for cause in self.other_causes],
+            "recorded_outcome": self.recorded,
+        }
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _cause(cause: Cause) -> dict[str, str]:
+    return {"setting": cause.setting, "why": cause.why, "study": cause.study, "where": cause.where}
+
+
+def diagnose_runs(points: pd.DataFrame, runs: pd.DataFrame) -> list[Diagnosis]:
+    """The diagnosis of each row of ``runs``, see :func:`analysis.load_runs`."""
+    by_run = dict(iter(points.groupby("run", sort=False)))
+    return [diagnose(by_run.get(row["run"], points.iloc[:0]), row) for row in runs.to_dict("records")]
+
+
+def diagnose(points: pd.DataFrame, run: Mapping[Any, Any]) -> Diagnosis:
+    """What happened to one run: its rows of the frame of points, and its row of the frame of runs."""
+    signs = _Signs(points, run)
+    found = sorted(_findings(signs), key=lambda finding: VERDICTS.index(finding.verdict))
+    first = found[0]
+    shown, others = causes_of(first.verdict, run)
+    facts = [*_rank_sentences(signs), *_context(signs)]
+    recorded = run.get("outcome")
+    return Diagnosis(
+        run=str(run["run"]),
+        verdict=first.verdict,
+        evidence=(*first.evidence, *(fact for fact in facts if fact not in first.evidence)),
+        step=first.step,
+        epoch=first.epoch,
+        also=tuple(found[1:]),
+        causes=shown,
+        other_causes=others,
+        recorded=recorded if isinstance(recorded, str) else None,
+    )
+
+
+@dataclass
+class _Signs:
+    """The curves of a run, and what its settings say they are to be judged against."""
+
+    points: pd.DataFrame
+    run: Mapping[Any, Any]
+    loss: Curve = field(init=False)
+    std: Curve = field(init=False)
+    rank: Curve = field(init=False)
+    centre: Curve = field(init=False)
+    positive: Curve = field(init=False)
+    knn: Curve = field(init=False)
+    scale: LossScale | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.loss, self.std = self.curve("loss"), self.curve("z_std_relative")
+        self.rank, self.knn = self.curve("effective_rank"), self.curve("knn_top1")
+        self.centre, self.positive = self.curve("centre"), self.curve("positive_cosine")
+        self.scale = loss_scale(self.run, self.loss[0, 2] if len(self.loss) else math.nan)
+
+    def curve(self, name: str) -> Curve:
+        """The finite values of a column; none if nothing of that name was logged."""
+        if name not in self.points:
+            return np.empty((0, 3))
+        values: Curve = self.points[["step", "epoch", name]].to_numpy(float)
+        return values[np.isfinite(values).all(axis=1)]
+
+    def number(self, name: str) -> float:
+        value = self.run.get(name)
+        return float(value) if isinstance(value, int | float) else math.nan
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.run.get("state") == "done")
+
+    @property
+    def share(self) -> float:
+        """How much of the planned run is over, 0 to 1."""
+        if self.ended:
+            return 1.0
+        share = self.number("epoch") / self.number("epochs") if self.number("epochs") > 0 else 0.0
+        return share if math.isfinite(share) else 0.0
+
+
+def _findings(signs: _Signs) -> Iterator[Finding]:
+    """All that the curves show, in no order; something in any case."""
+    trouble = [*_divergence(signs), *_complete_collapse(signs)]
+    yield from trouble
+    if len(signs.loss) < NUM_POINTS or signs.share < SHARE_OF_RUN:
+        if not trouble:
+            yield Finding("too early to say", (_how_far(signs),))
+        return
+    more = [*_oscillation(signs), *_dimensional_collapse(signs)] if not trouble else []
+    more += _convergence(signs) if not trouble else []
+    yield from more
+    if trouble or more:
+        return
+    if signs.scale is None:
+        yield Finding("too early to say", ("Its settings are not known, so that its loss has no scale.",))
+    elif (
+        not signs.ended and signs.scale.level_tells and end_of(signs.scale.progress(signs.loss[:, 2])) < CONVERGED_FROM
+    ):
+        yield Finding("too early to say", (_how_far(signs), _loss_sentence(signs, signs.scale)))
+    else:
+        yield Finding("healthy", (*_std_sentences(signs), _loss_sentence(signs, signs.scale)))
+
+
+# --- the rules ---------------------------------------------------------------------------------------------------
+
+
+def _divergence(signs: _Signs) -> Iterator[Finding]:
+    marked = signs.points[signs.points["diverged"]] if "diverged" in signs.points else signs.points.iloc[:0]
+    if len(marked):
+        step, epoch = float(marked["step"].iloc[0]), float(marked["epoch"].iloc[0])
+        evidence = [f"The loss was NaN or infinite in step {step:,.0f}."]
+        if len(signs.loss):
+            evidence.append(f"The last loss before it was {signs.loss[-1, 2]:.4g}, the first {signs.loss[0, 2]:.4g}.")
+        yield Finding("divergence", tuple(evidence), step, epoch)
+    elif signs.run.get("outcome") == "diverged":
+        yield Finding("divergence", ("Its result says that it diverged; the curves do not show where.",))
+    elif signs.scale is not None and len(signs.loss):
+        low = signs.scale.progress(signs.loss[:, 2]) < DIVERGED_FROM
+        start = trailing(low)
+        if start < len(low):
+            text = f"The loss is {signs.loss[-1, 2]:.4g}: more than ten times as far from {signs.scale.optimum_text}"
+            yield Finding("divergence", (f"{text} as chance ({signs.scale.chance_text}).",), *signs.loss[start, :2])
+
+
+def _complete_collapse(signs: _Signs) -> Iterator[Finding]:
+    """The std below its threshold from some point on to the last (Fig. 2), unless z varies in a few channels.
+
+    Also a rank of one line through a centre that is a point: the other half of the rule that training uses.
+    """
+    start = trailing(signs.std[:, 2] < threshold_of(signs.run))
+    line = trailing(signs.rank[:, 2] < ONE_LINE_BELOW)
+    is_point = len(signs.centre) and end_of(signs.centre[:, 2]) >= POINT_FROM
+    if len(signs.std) - start < NUM_IN_A_ROW and is_point and len(signs.rank) - line >= 2:
+        evidence = [*_rank_sentences(signs), *_centre_sentences(signs), *_std_sentences(signs)]
+        yield Finding("complete collapse", tuple(evidence), *signs.rank[line, :2])
+    if len(signs.std) - start >= NUM_IN_A_ROW:
+        evidence = [*_std_sentences(signs), *_centre_sentences(signs), *_rank_sentences(signs)]
+        if len(signs.centre) and end_of(signs.centre[:, 2]) < POINT_FROM:
+            yield Finding("dimensional collapse", tuple(evidence), *signs.std[start, :2])
+            return
+        if signs.scale is not None and len(signs.loss):
+            evidence.insert(1, _loss_sentence(signs, signs.scale))
+        yield Finding("complete collapse", tuple(evidence), *signs.std[start, :2])
+
+
+def threshold_of(run: Mapping[Any, Any]) -> float:
+    """The relative std below which this run's z is collapsed; that of an affine output BN if settings are missing."""
+    batch_size = run.get("batch_size")
+    known = isinstance(batch_size, int | float) and batch_size > 0
+    return collapse_threshold(
+        int(batch_size) if known else 1,  # type: ignore[arg-type]
+        bn_output=known and run.get("projector.bn_output") is True,
+        bn_output_affine=run.get("projector.bn_output_affine") is not False,
+    )
+
+
+def _dimensional_collapse(signs: _Signs) -> Iterator[Finding]:
+    """The std is healthy, but z has too few directions for the classes, or has lost many and accuracy with them."""
+    trained = signs.rank[signs.rank[:, 0] > 0]
+    enough = min(2, max(len(trained), 1))  # evaluations in a row, to the last
+    limit, meaning = rank_limit(signs)
+    start = trailing(trained[:, 2] < limit)
+    if len(trained) - start >= enough:
+        uses, *history = _rank_sentences(signs)
+        evidence = (uses, f"{meaning}.", *history, *_std_sentences(signs))
+        yield Finding("dimensional collapse", evidence, *trained[start, :2])
+        return
+    if not len(trained):
+        return
+    start = trailing(trained[:, 2] < SHARE_OF_HIGHEST_RANK * signs.rank[:, 2].max())
+    then, now = _accuracy_since_highest_rank(signs)
+    if len(trained) - start >= enough and then - now >= ACCURACY_FALL:  # False where no accuracy is logged: NaN
+        evidence = (*_rank_sentences(signs), "So directions were lost, and accuracy with them.", *_std_sentences(signs))
+        yield Finding("dimensional collapse", evidence, *trained[start, :2])
+
+
+def _accuracy_since_highest_rank(signs: _Signs) -> tuple[float, float]:
+    """kNN accuracy where the effective rank was highest, and at the end; NaN where none is logged."""
+    if not len(signs.knn):
+        return math.nan, math.nan
+    step = signs.rank[np.argmax(signs.rank[:, 2]), 0]
+    return float(np.interp(step, signs.knn[:, 0], signs.knn[:, 2])), float(signs.knn[-1, 2])
+
+
+def rank_limit(signs: _Signs) -> tuple[float, str]:
+    """The effective rank below which z cannot tell the classes apart, and what it means to be below."""
+    chance = signs.number("reference_chance")
+    if not 0 < chance < 100:
+        return ONE_LINE_BELOW, f"That is below {ONE_LINE_BELOW}: all of z lies on one line"
+    limit = math.log2(100 / chance) / BITS_PER_DIRECTION
+    return (
+        limit,
+        f"That is fewer than the {limit:.1f} that {100 / chance:.0f} classes need, at half a bit for each direction",
+    )
+
+
+def _oscillation(signs: _Signs) -> Iterator[Finding]:
+    """The loss goes up and down by more than the draw of batches explains (Table 3d), in the second half of the run."""
+    if signs.scale is None:
+        return
+    late = signs.loss[len(signs.loss) // 2 :]
+    if len(late) < 2 * NUM_POINTS:
+        return
+    swings = residual(late[:, 2])
+    noise = signs.scale.sampling_noise(float(np.mean(late[:, 2])))
+    limit = max(SMALLEST_SWING * signs.scale.span, noise)
+    size, turns = float(np.sqrt(np.mean(swings**2))), num_turns(swings, 2 * limit)
+    if size <= limit or turns < NUM_TURNS:
+        return
+    whole = residual(signs.loss[:, 2])
+    first = int(np.argmax(np.abs(whole) > 2 * limit)) if (np.abs(whole) > 2 * limit).any() else len(signs.loss) // 2
+    yield Finding(
+        "oscillation",
+        (
+            f"In the second half the loss swings by {size:.3g} (rms) around its best monotone curve, turning"
+            f" {turns} times; the draw of batches of {signs.scale.batch_size} explains at most {noise:.3g}.",
+            _loss_sentence(signs, signs.scale),
+            *_std_sentences(signs),
+        ),
+        *signs.loss[first, :2],
+    )
+
+
+def _convergence(signs: _Signs) -> Iterator[Finding]:
+    """Whether the loss came from chance to its optimum, and how fast; of runs that have ended."""
+    if signs.scale is None or not signs.ended:
+        return
+    sentence = _loss_sentence(signs, signs.scale)
+    progress = signs.scale.progress(smooth(signs.loss[:, 2]))
+    if not signs.scale.level_tells:
+        if end_of(progress) < -SMALLEST_SWING:
+            yield Finding("no convergence", (sentence, "That is worse than chance.", *_std_sentences(signs)))
+        return
+    warmup = signs.number("optimizer.warmup_epochs")
+    epochs = signs.loss[:, 1] - (warmup if math.isfinite(warmup) else 0)
+    half = np.flatnonzero(progress >= CONVERGED_FROM)
+    quarter = len(progress) // 4
+    gain = float(progress[-max(quarter, 1) :].mean() - progress[quarter : 2 * quarter + 1].mean())
+    if end_of(progress) < CONVERGED_FROM:
+        text = f"From the second to the last quarter of the run it gained {100 * gain:.0f} % of the way"
+        if gain >= STILL_FALLING:
+            yield Finding("slow optimisation", (sentence, f"{text}, and is still falling.", *_std_sentences(signs)))
+        else:
+            yield Finding(
+                "no convergence", (sentence, f"{text}.", *_view_sentences(signs, signs.scale), *_std_sentences(signs))
+            )
+    elif epochs[half[0]] > SLOW_HALF_AFTER * max(epochs[-1], 1e-12):
+        text = (
+            f"It took {epochs[half[0]]:.3g} of {epochs[-1]:.3g} epochs after the warm-up for the first half of the way"
+        )
+        yield Finding("slow optimisation", (f"{text} from chance to the optimum.", sentence, *_std_sentences(signs)))
+
+
+# --- sentences ---------------------------------------------------------------------------------------------------
+
+
+def _std_sentences(signs: _Signs) -> list[str]:
+    if not len(signs.std):
+        return []
+    threshold = threshold_of(signs.run)
+    end = end_of(signs.std[:, 2])
+    side = "below" if end < threshold else "above"
+    found = [f"The std of z/|z| is {end:.2f} / sqrt(d) at the end, {side} the limit of a collapse, {threshold:.2f}."]
+    if signs.run.get("projector.bn_output") is True and signs.run.get("projector.bn_output_affine") is False:
+        found.append("Its output BN has no scale and shift, which hides a collapse from the std: see the rank.")
+    return found
+
+
+def _centre_sentences(signs: _Signs) -> list[str]:
+    """Whether a low std comes from z being one point, or from few channels in which it varies."""
+    if not len(signs.centre):
+        return []
+    end = end_of(signs.centre[:, 2])
+    meaning = "z is near one point" if end >= POINT_FROM else "z is no point, but varies in a few channels only"
+    return [f"The centre |E z/|z||^2 is {end:.2f}: {meaning} (1 is a point)."]
+
+
+def _view_sentences(signs: _Signs, scale: LossScale) -> list[str]:
+    """Where the loss compares p with z: whether z itself agrees between views."""
+    if not len(signs.positive) or scale.name != "cosine":
+        return []
+    end = end_of(signs.positive[:, 2])
+    meaning = "the encoder makes views alike, p does not follow" if end >= CONVERGED_FROM else "views are not alike"
+    return [f"The z of two views of an image have a cosine of {end:.2f} at the end: {meaning}."]
+
+
+def _rank_sentences(signs: _Signs) -> list[str]:
+    """How many directions z uses: a fact that is no verdict by itself."""
+    if not len(signs.rank):
+        return []
+    first, highest, last = signs.rank[0], signs.rank[np.argmax(signs.rank[:, 2])], signs.rank[-1, 2]
+    width = signs.number("projector.output_dim")
+    of = f"{width:.0f}" if math.isfinite(width) else "many"
+    start = f"{first[2]:.1f} {'before training' if first[0] == 0 else 'when first measured'}"
+    most = f" and at most {highest[2]:.1f} (epoch {highest[1]:.3g})" if highest[0] != first[0] else ""
+    found = [
+        f"z uses about {last:.0f} of its {of} directions (effective rank {last:.1f}).",
+        f"The rank was {start}{most}.",
+    ]
+    then, now = _accuracy_since_highest_rank(signs)
+    if last < SHARE_OF_HIGHEST_RANK * highest[2] and math.isfinite(then):
+        found.append(f"It has more than halved since, while kNN accuracy went from {then:.1f} to {now:.1f} %.")
+    return found
+
+
+def _loss_sentence(signs: _Signs, scale: LossScale) -> str:
+    end = end_of(signs.loss[:, 2])
+    if not scale.level_tells:
+        return (
+            f"The loss ({scale.name}) is {end:.3g} at the end; chance is {scale.chance:.3g} ({scale.chance_text})."
+            " How low it can get depends on the scale of z, so that its level does not tell how far training came."
+        )
+    return (
+        f"The loss ({scale.name}) is {end:.3g} at the end: {100 * scale.progress(end):.0f} % of the way from chance"
+        f" ({scale.chance:.3g}: {scale.chance_text}) to {scale.optimum_text} ({scale.optimum:.3g})."
+    )
+
+
+def _how_far(signs: _Signs) -> str:
+    epoch, epochs = signs.number("epoch"), signs.number("epochs")
+    of_run = "" if math.isnan(epoch) or math.isnan(epochs) else f" of {epoch:.2f} of {epochs:g} epochs"
+    return f"{len(signs.loss)} losses are logged{of_run}."
+
+
+def _context(signs: _Signs) -> Iterator[str]:
+    """The accuracy, and how it is to be read: it decides nothing (footnote 4)."""
+    if not len(signs.knn):
+        return
+    last, untrained, chance = signs.knn[-1, 2], signs.number("untrained_knn_top1"), signs.number("reference_chance")
+    others = [("untrained", untrained), ("chance", chance)]
+    known = ", ".join(f"{name} {value:.1f} %" for name, value in others if not math.isnan(value))
+    yield f"kNN accuracy is {last:.1f} %{f' ({known})' if known else ''}."
+    if last < 2 * chance:
+        yield "Accuracy near chance is not by itself a collapse (footnote 4)."
+    elif last <= untrained:
+        yield "That is not above the untrained network: nothing that kNN sees was learnt."
+        if len(signs.positive) and len(signs.centre):
+            alike, all_alike = end_of(signs.positive[:, 2]), end_of(signs.centre[:, 2])
+            if alike - all_alike >= CONVERGED_FROM:  # the centre is the mean cosine of any two images
+                yield (
+                    f"Yet z tells images apart (cosine of two views {alike:.2f}, of any two images {all_alike:.2f}): by"
+                    " something that is not their class, a shortcut."
+                )

@@ -1,0 +1,120 @@
+"""Panels of one kind beside each other, one for each variant: for what cannot be drawn over each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
+from numpy.typing import NDArray
+
+from analysis.diagnosis.shape_of_curve import Values
+from analysis.figures import style
+from analysis.figures.fonts import text_width, use_fonts_for, wrap
+from simsiam.record.catalogue import REFERENCES
+
+PANEL_WIDTH = 1.55  # inches, about
+
+
+def make_panels(titles: Sequence[str], width: float, *, extra_height: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """A figure ``width`` inches wide with a square panel under each title, in as many rows as it takes.
+
+    ``extra_height``: inches for a legend. To be called within ``style.RC``.
+    """
+    num_columns = min(len(titles), max(2, int(width / PANEL_WIDTH)))
+    if len(titles) > num_columns:  # rows of equal length
+        num_columns = math.ceil(len(titles) / math.ceil(len(titles) / num_columns))
+    num_rows = math.ceil(len(titles) / num_columns)
+    panel = min(width / num_columns, 2.4 if width >= style.TWO_COLUMNS else 2.1)
+    names = use_fonts_for(titles)
+    wrapped = ["\n".join(wrap(name, 0.9 * panel, style.RC["axes.titlesize"])) or "(no name)" for name in names]
+    lines = max(title.count("\n") + 1 for title in wrapped)
+    figure = Figure(figsize=(width, num_rows * (panel + 0.13 * lines) + extra_height), layout="constrained")
+    axes = [figure.add_subplot(num_rows, num_columns, i + 1) for i in range(len(titles))]
+    for ax, title in zip(axes, wrapped, strict=True):
+        ax.set_title(title.replace("$", r"\$"), pad=4)
+    return figure, axes
+
+
+def is_outer(place: int, num_panels: int, axes: Sequence[Axes]) -> tuple[bool, bool]:
+    """Whether the panel at a place is the first of its row, and whether it is the last of its column."""
+    num_columns = axes[place].get_gridspec().ncols  # type: ignore[union-attr]
+    return place % num_columns == 0, place + num_columns >= num_panels
+
+
+def outline(values: Values, stretches: int = 150) -> NDArray[np.intp]:
+    """The places of a curve that show all of it when drawn: its ends, and the lowest and the highest of each stretch.
+
+    A panel is a few hundred dots wide, a run of 800 epochs thousands of points long.
+    """
+    places = np.arange(len(values))
+    if len(values) <= 2 * stretches:
+        return places
+    parts = np.array_split(places, stretches)
+    extremes = [part[find(values[part])] for part in parts for find in (np.argmin, np.argmax)]
+    return np.unique([places[0], *extremes, places[-1]])
+
+
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """How many entries of a legend stand beside each other in ``width`` inches, in rows of equal length.
+
+    To be called within ``style.RC``.
+    """
+    size = matplotlib.rcParams["legend.fontsize"]
+    widest = max((text_width(line, size) for label in labels for line in label.split("\n")), default=0.0)
+    entry = widest + 5.5 * size / 72  # inches: a handle of 2.2, the gap after it and that between columns
+    most = max(1, min(len(labels), int(width / entry)))
+    return math.ceil(len(labels) / math.ceil(len(labels) / most)) if labels else 1
+
+
+def reference_values(runs: pd.DataFrame) -> Iterator[tuple[str, tuple[float, float], Any]]:
+    """What kNN accuracy is compared with: name, lowest and highest value over the runs (percent), dashes.
+
+    Of the untrained networks it is the mean, twice: their spread is that of the random weights.
+    """
+    for name, dashes in (("raw pixels", "--"), ("untrained", (0, (1, 1))), ("chance", "-.")):
+        column = REFERENCES[name].column
+        values = runs[column].dropna().to_numpy(float) if column in runs else np.array([])
+        if len(values):
+            ends = (values.mean(), values.mean()) if name == "untrained" else (values.min(), values.max())
+            yield name, (float(ends[0]), float(ends[1])), dashes
+
+
+def reference_lines(ax: Axes, lines: Sequence[tuple[float, str, Any]]) -> None:
+    """Horizontal lines with their names in the right margin, moved apart where they would overlap."""
+    for value, _, dashes in lines:
+        ax.axhline(value, color=style.REFERENCE, linestyle=dashes, linewidth=0.8, zorder=1)
+    bottom, top = ax.get_ylim()
+    heights = spread([(value - bottom) / (top - bottom) for value, _, _ in lines], gap=0.085)
+    beside = ax.transAxes + ScaledTranslation(7 / 72, 0, ax.figure.dpi_scale_trans)
+    leader: dict[str, Any] = {"arrowstyle": "-", "color": style.REFERENCE, "linewidth": 0.5}
+    leader |= {"shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
+    for (value, name, _), height in zip(lines, heights, strict=True):
+        ax.annotate(
+            name, (1.0, value), xycoords=ax.get_yaxis_transform(), xytext=(1.0, height), textcoords=beside,
+            va="center", fontsize=7, color=style.REFERENCE, arrowprops=leader,
+        )  # fmt: skip
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights at least ``gap`` apart, in the same order, each as near as may be to where it was."""
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    # Blocks of labels that touch: each sits around the mean of what its members want.
+    blocks: list[tuple[list[int], float]] = []
+    for i in order:
+        members, centre = [i], heights[i]
+        while blocks and centre - blocks[-1][1] < gap * (len(members) + len(blocks[-1][0])) / 2:
+            members = blocks.pop()[0] + members
+            centre = sum(heights[member] for member in members) / len(members)
+        blocks.append((members, centre))
+    placed = dict[int, float]()
+    for members, centre in blocks:
+        for rank, member in enumerate(members):
+            placed[member] = centre + gap * (rank - (len(members) - 1) / 2)
+    return [placed[i] for i in range(len(heights))]

@@ -1,0 +1,117 @@
+"""The kNN accuracy over training, and beside it the linear evaluations, ours and the paper's: Fig. D.1.
+
+::
+
+    points, runs = load_runs("runs")
+    plot_linear(points, runs, paper={"SimSiam": 91.8, "SimCLR": 91.1}).savefig("figure.pdf")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.figures import style
+from analysis.figures.fonts import use_fonts_for
+from analysis.figures.groups import Group, make_groups, points_by_run
+from analysis.figures.layout import legend_columns, spread
+from analysis.figures.training import draw_panel
+from analysis.frames.load import counts
+from analysis.frames.run_files import is_number, read_object
+
+Numbers = dict[str, dict[str, list[float]]]  # by protocol, by label of the group: top-1 (percent), one a seed
+
+
+def load_linear(folder: Path) -> dict[str, float]:
+    """Top-1 (percent) of each protocol by which a run was evaluated, from its ``linear-<protocol>.json``."""
+    try:
+        paths = sorted(folder.glob("linear-*.json"))
+    except OSError:
+        return {}
+    contents = {path.stem.partition("-")[2]: read_object(path, []) or {} for path in paths}
+    return {name: float(content["top1"]) for name, content in contents.items() if is_number(content.get("top1"))}
+
+
+def linear_numbers(runs: pd.DataFrame, hue: str | None = None) -> Numbers:
+    """The linear evaluations of runs, as of :data:`Numbers`; diverged runs have none."""
+    folders = dict(zip(runs["run"], runs["path"], strict=True))
+    numbers: Numbers = {}
+    counted = set(runs.loc[counts(runs), "run"])
+    for group in make_groups(runs, hue):
+        for run in (name for name in group.runs if name in counted):
+            for protocol, top1 in load_linear(Path(folders[run])).items():
+                numbers.setdefault(protocol, {}).setdefault(group.label, []).append(top1)
+    return numbers
+
+
+def plot_linear(
+    points: pd.DataFrame,
+    runs: pd.DataFrame,
+    hue: str | None = None,
+    *,
+    paper: Mapping[str, float] | None = None,
+    width: float = style.TWO_COLUMNS,
+) -> Figure:
+    """kNN accuracy against epochs, and in a second panel the linear accuracies: of each protocol, then the paper's.
+
+    ``points`` and ``runs`` as of :func:`analysis.load_runs`; the folders of the runs are read for their evaluations.
+    ``hue``: the column that tells curves apart, by default ``variant`` if there is one, else ``config``. ``paper``: its
+    top-1 by value of ``hue``. A point is the mean over seeds, a bar reaches from the lowest to the highest. Without any
+    number there is one panel. ``width`` is in inches. Raises ValueError if ``runs`` has no such column.
+    """
+    groups = make_groups(runs, hue)
+    columns = {f"ours,\n{name}": found for name, found in linear_numbers(runs, hue).items()}
+    if paper:
+        columns["paper"] = {label: [top1] for label, top1 in paper.items()}
+    with matplotlib.rc_context(style.RC):
+        names = use_fonts_for([group.label for group in groups])
+        wide = width > 5
+        figure = Figure(figsize=(width, 2.5 if wide or not columns else 4.2), layout="constrained")
+        shape = (1, 1) if not columns else (1, 2) if wide else (2, 1)
+        grid = figure.add_gridspec(*shape, width_ratios=[1.5, 1.0][: shape[1]])
+        left = figure.add_subplot(grid[0])
+        of_runs = points[points["run"].isin(runs["run"])]
+        draw_panel(left, of_runs, points_by_run(of_runs), runs, "knn_top1", groups)
+        left.set_xlabel("epoch")
+        if columns:
+            _draw_numbers(figure.add_subplot(grid[1]), columns, groups)
+        handles = [
+            Line2D([], [], color=group.colour, linestyle=group.dashes, marker=_MARKERS[i % 4], markersize=3.5)
+            for i, group in enumerate(groups)
+        ]
+        labels = [name.replace("$", r"\$") for name in names]
+        figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, width))
+        return figure
+
+
+_MARKERS = "os^D"
+
+
+def _draw_numbers(ax: Axes, columns: Mapping[str, Mapping[str, list[float]]], groups: list[Group]) -> None:
+    """A column of points for each source of numbers, each with its value written beside it."""
+    every = [value for found in columns.values() for values in found.values() for value in values]
+    margin = max(0.5, 0.25 * (max(every) - min(every)))
+    bottom, top = min(every) - margin, max(every) + margin
+    ax.set_ylim(bottom, top)
+    for x, found in enumerate(columns.values()):
+        known = [(i, group, found[group.label]) for i, group in enumerate(groups) if group.label in found]
+        means = [float(np.mean(values)) for _, _, values in known]
+        heights = spread([(mean - bottom) / (top - bottom) for mean in means], gap=0.075)
+        for (i, group, values), mean, height in zip(known, means, heights, strict=True):
+            ax.plot([x], [mean], color=group.colour, marker=_MARKERS[i % 4], markersize=4.5, linestyle="none")
+            if len(values) > 1:
+                ax.plot([x, x], [min(values), max(values)], color=group.colour, linewidth=0.8)
+            ax.annotate(
+                f"{mean:.1f}", (x, mean), xytext=(x + 0.1, bottom + height * (top - bottom)), textcoords="data",
+                va="center", fontsize=7,
+            )  # fmt: skip
+    ax.set_xlim(-0.4, len(columns) - 0.4)
+    ax.set_xticks(range(len(columns)), list(columns))
+    ax.set_ylabel("linear top-1 (%)")

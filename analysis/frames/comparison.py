@@ -1,0 +1,55 @@
+"""Chosen runs beside each other: their frames, and the settings in which they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.frames.load import load_runs
+from simsiam.settings.fields import Settings, flatten
+
+
+def load_chosen(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The points and runs of folders that may lie in different places, with the column ``variant``: a name for each.
+
+    The name is that of the folder; its whole path where two folders have the same name.
+    """
+    names = [folder.name for folder in folders]
+    labels = [str(folder) if names.count(folder.name) > 1 else folder.name for folder in folders]
+    loaded = [load_runs(folder.parent, [folder.name]) for folder in folders]
+    for (points, runs), label in zip(loaded, labels, strict=True):
+        points["run"] = points["variant"] = runs["run"] = runs["variant"] = label
+    kind = pd.CategoricalDtype(labels)  # in the order in which they were named
+    filled = [points for points, _ in loaded if len(points)] or [loaded[0][0]]
+    both = [pd.concat(filled, ignore_index=True), pd.concat([runs for _, runs in loaded], ignore_index=True)]
+    for frame in both:
+        frame["variant"] = frame["variant"].astype(kind)
+    return both[0], both[1]
+
+
+def differences(runs: pd.DataFrame) -> pd.DataFrame:
+    """The settings in which runs differ, as texts: a column for each, a row for each run in the order of ``runs``.
+
+    A setting that is not known of a run is a dash. Settings that are not known of any are left out.
+    """
+    found = {}
+    for path in flatten(Settings()):
+        if path not in runs:
+            continue
+        texts = [_text(value) for value in runs[path].astype(object)]
+        if len(set(texts)) > 1:
+            found[path] = texts
+    table: pd.DataFrame = pd.DataFrame(found, index=runs.index)
+    return table
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return " to ".join(_text(item) for item in value)
+    if pd.isna(value):  # type: ignore[call-overload]
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -1,0 +1,203 @@
+"""All studies of a scale together: an index page for their pages, and one Markdown document with everything in it.
+
+Both are made from the reports alone, which come from run folders and study files; no date or host gets in, so that the
+same runs give the same document.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+
+from analysis.figures.layout import reference_values
+from analysis.formats import DASH, escape_markdown
+from analysis.report import page
+from analysis.report.in_words import percent_range
+from analysis.report.one_study import ReportFiles
+from analysis.report.page import Live, write_page
+from analysis.verdicts.verdicts import EVENT_SEEDS, Verdict
+from experiments.studies.study import Scale
+
+OUTCOMES = ("supported", "contradicted", "undecided")
+
+HOW_TO_READ = (
+    "A claim is **supported** if the interval of its numbers lies where the claim says, **contradicted** if it lies "
+    "elsewhere, and **undecided** otherwise; what happens or does not happen is decided by at least "
+    f"{EVENT_SEEDS} seeds that all agree. With one seed there is a direction only: where the number points, which may "
+    "be chance. Each claim states its smallest effect or its margin in the study's file.",
+)
+
+
+def write_index(
+    reports: Sequence[ReportFiles], scale: Scale, command: str, path: Path, live: Live | None = None
+) -> None:
+    """The page that leads to the pages of the studies."""
+    rows = [
+        {
+            "study": report.study,
+            "link": quote(os.path.relpath(report.page, path.absolute().parent).replace(os.sep, "/")),
+            "verdicts": report.verdicts,
+            "counts": counts(report.verdicts),
+            **progress(report.runs),
+            **_figure(report),
+        }
+        for report in reports
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    html = page.template("index.html.jinja").render(
+        scale=scale.name,
+        note=scale.note,
+        total=in_words([verdict for report in reports for verdict in report.verdicts]),
+        rows=rows,
+        provenance=provenance(reports),
+        command=command,
+        live=live,
+    )
+    write_page(path, html)
+
+
+def _figure(report: ReportFiles) -> dict[str, str]:
+    """The first figure of a study that is there, as an image that the page holds itself, and its words."""
+    drawing = next((drawing for drawing in report.drawings if drawing.draw is not None), None)
+    if drawing is None:
+        return {"figure": "", "alt": ""}
+    return {"figure": page.data_uri((report.page.parent / f"{drawing.name}.svg").read_bytes()), "alt": drawing.alt}
+
+
+def counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """How many claims came to what."""
+    found = Counter(str(verdict.outcome) for verdict in verdicts)
+    return {outcome: found[outcome] for outcome in OUTCOMES}
+
+
+def progress(runs: pd.DataFrame) -> dict[str, int]:
+    """How many runs were asked for, and how many have ended."""
+    return {"asked": len(runs), "ended": int((runs["state"] == "done").sum())}
+
+
+def in_words(verdicts: Sequence[Verdict]) -> str:
+    """``Of 6 claims 2 are supported, 1 is contradicted, 3 are undecided (direction so far: 2 agree, 1 disagrees).``"""
+    if not verdicts:
+        return "No claims are made."
+    total = counts(verdicts)
+    parts = [f"{number} {'is' if number == 1 else 'are'} {outcome}" for outcome, number in total.items() if number]
+    text = f"Of {len(verdicts)} claims {', '.join(parts)}" if len(verdicts) > 1 else f"The claim {parts[0][2:]}"
+    open_ones = so_far(verdicts)
+    return text + (f" (so far: {open_ones})." if open_ones else ".")
+
+
+def so_far(verdicts: Sequence[Verdict]) -> str:
+    """Where the undecided claims point: ``2 agree, 1 disagrees, 1 not run``; "" if there are none."""
+    ways = Counter(str(verdict.direction) for verdict in verdicts if verdict.outcome == "undecided")
+    several = {"agrees": "agree", "disagrees": "disagree", "unclear": "unclear", "not run": "not run"}
+    return ", ".join(f"{ways[way]} {way if ways[way] == 1 else many}" for way, many in several.items() if ways[way])
+
+
+def provenance(reports: Sequence[ReportFiles]) -> list[tuple[str, str]]:
+    """What all runs were made with; runs that studies share count once, dates and hosts are left out."""
+    runs = pd.concat([report.runs for report in reports], ignore_index=True).drop_duplicates("run")
+    ended = runs[runs["state"] == "done"]
+    outcomes = Counter(str(outcome) for outcome in ended["outcome"].dropna())
+    states = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+    lines = [("runs", f"{len(ended)} of {len(runs)} have ended" + (f" ({states})" if states else ""))]
+    for column, label in (
+        ("data.name", "images"),
+        ("code", "hash of the code"),
+        ("versions", "versions"),
+        ("device", "device"),
+        ("threads", "threads a run"),
+    ):
+        values = Counter(f"{value:g}" if isinstance(value, float) else str(value) for value in ended[column].dropna())
+        if values:
+            several = len(values) > 1
+            lines.append((label, "; ".join(f"{value} ({n} runs)" if several else value for value, n in values.items())))
+    return [*lines, ("cost", page.cost(ended) or DASH)]
+
+
+# --- the document ------------------------------------------------------------------------------------------------
+
+
+def markdown(reports: Sequence[ReportFiles], scale: Scale, command: str) -> str:
+    """Everything in one document: how to read it, an overview, then each study with its table and its claims."""
+    shared = _shared_notes(reports)
+    everything = [verdict for report in reports for verdict in report.verdicts]
+    lines = [
+        f"# The paper's studies at {scale.name} scale" if len(reports) > 1 else f"# {reports[0].study.title}",
+        "",
+        "Made from run folders and study files alone, by",
+        "",
+        f"    {command}",
+        "",
+        f"Scale `{scale.name}`: {escape_markdown(scale.description)}.",
+        "",
+        *(f"- {label}: {escape_markdown(value)}" for label, value in provenance(reports)),
+        "",
+        "## How to read it",
+        "",
+        *(f"{text}\n" for text in HOW_TO_READ),
+        *(f"{escape_markdown(note)}\n" for note in shared),
+    ]
+    if len(reports) > 1:
+        lines += ["## Overview", "", f"{in_words(everything)}\n", *_overview(reports), ""]
+    for report in reports:
+        lines += _section(report, shared)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _shared_notes(reports: Sequence[ReportFiles]) -> list[str]:
+    """What stands under most tables, so that it is said once."""
+    found = Counter(note for report in reports for note in dict.fromkeys(report.table.notes))
+    return [note for note, count in found.items() if count > 1 and count >= len(reports) / 2]
+
+
+def _overview(reports: Sequence[ReportFiles]) -> list[str]:
+    rows = [
+        ["study", "in the paper", "runs that ended", *OUTCOMES, "of the undecided, so far"],
+        ["---", "---", *["---:"] * 4, "---"],
+    ]
+    for report in reports:
+        numbers, done = counts(report.verdicts), progress(report.runs)
+        rows.append(
+            [
+                f"[{escape_markdown(report.study.title)}](#{_anchor(report)})",
+                escape_markdown(report.study.where),
+                f"{done['ended']} of {done['asked']}",
+                *(str(numbers[outcome]) for outcome in OUTCOMES),
+                so_far(report.verdicts) or DASH,
+            ]
+        )
+    return [f"| {' | '.join(row)} |" for row in rows]
+
+
+def _anchor(report: ReportFiles) -> str:
+    return report.study.name.replace("_", "-")
+
+
+def _section(report: ReportFiles, shared: Sequence[str]) -> list[str]:
+    study = report.study
+    lines = [f'<a id="{_anchor(report)}"></a>\n', f"## {escape_markdown(study.title)}", ""]
+    lines += [escape_markdown(" · ".join(filter(None, (study.where, study.question)))), ""]
+    lines += [report.table.grid(), ""]
+    references = [f"{name} {percent_range(*ends)}" for name, ends, _ in reference_values(report.runs)]
+    lines += [f"kNN without learning: {', '.join(references)}.", ""] if references else []
+    first_sentences = (warning.partition(". ")[0].rstrip(".") + "." for warning in report.warnings)
+    lines += [f"{escape_markdown(sentence)}\n" for sentence in first_sentences]
+    lines += [f"{escape_markdown(note)}\n" for note in report.table.notes if note not in shared]
+    if report.verdicts:
+        lines += [in_words(report.verdicts), ""]
+        lines += [*map(_bullet, report.verdicts), ""]
+        lines += [f"{escape_markdown(sentence)}\n" for sentence in page.kinds(report.verdicts)]
+    return lines
+
+
+def _bullet(verdict: Verdict) -> str:
+    where = f" ({verdict.claim.where})" if verdict.claim.where else ""
+    says = f"{verdict.claim.says.rstrip('.')}{where}."
+    parts = [says, verdict.reading, *verdict.notes, verdict.conclusion]
+    text = " ".join(escape_markdown(part) for part in parts if part)
+    return f"- **{escape_markdown(verdict.label[0].upper() + verdict.label[1:])}.** {text}"

@@ -1,0 +1,169 @@
+"""A study's results in words: the answer in one sentence, what to be wary of, the caption of the figure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.figures.groups import make_groups
+from analysis.figures.layout import reference_values
+from analysis.formats import format_estimate
+from analysis.frames.load import counts, describe_state
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the runs of one variant came to."""
+
+    name: str
+    knn: float  # mean over the runs that ended, percent; NaN if there is none
+    knn_text: str
+    num_runs: int
+    outcomes: dict[str, int]  # what runs came to, or how far they are, and how many
+    loss: float
+    z_std_relative: float
+
+    @property
+    def sentence(self) -> str:
+        """``NAME: kNN top-1 84.1 ± 0.3 % (3 seeds; healthy)``."""
+        states = ", ".join(_phrase(what, count, self.num_runs) for what, count in self.outcomes.items())
+        if not self.knn_text:
+            return f"{self.name}: no result ({states})"
+        seeds = f"{self.num_runs} seed{'s' if self.num_runs != 1 else ''}"
+        return f"{self.name}: kNN top-1 {self.knn_text} % ({seeds}; {states})"
+
+
+def _phrase(what: str, count: int, num_runs: int) -> str:
+    verb = {"collapsed": "z collapsed", "diverged": "the loss diverged"}.get(what.partition(",")[0])
+    if verb:
+        return verb if num_runs == 1 else f"{verb} in {count} of {num_runs} runs"
+    return what if count == num_runs else f"{count} {what}"
+
+
+def summaries(runs: pd.DataFrame) -> list[Summary]:
+    """Each variant in a few numbers, in the order of the study."""
+    found = []
+    for group in make_groups(runs, "variant"):
+        of_variant = runs[runs["run"].isin(group.runs)]
+        ended = of_variant[counts(of_variant)]
+        knn = ended["final_knn_top1"].dropna()
+        text = format_estimate(float(knn.mean()), float(knn.std()), 1, 2) if len(knn) else ""
+        outcomes = of_variant.apply(describe_state, axis=1).value_counts(sort=False).to_dict()
+        found.append(
+            Summary(
+                name=group.label,
+                knn=float(knn.mean()),
+                knn_text=text,
+                num_runs=len(of_variant),
+                outcomes=outcomes,
+                loss=float(ended["final_loss"].mean()),
+                z_std_relative=float(ended["final_z_std_relative"].mean()),
+            )
+        )
+    return found
+
+
+def _from_best(variants: Sequence[Summary]) -> list[Summary]:
+    """The variants with a result, the best first; of equal ones the first in the study."""
+    return sorted((variant for variant in variants if variant.knn_text), key=lambda variant: -variant.knn)
+
+
+def answer(runs: pd.DataFrame) -> str:
+    """The result in one sentence: each variant if there are a few, else the ends of the range and what failed."""
+    variants = summaries(runs)
+    if len(variants) <= 4:
+        return "; ".join(variant.sentence for variant in variants) + "."
+    known = _from_best(variants)
+    parts = []
+    if known:
+        parts.append(f"of {len(variants)} variants, the best is {known[0].sentence}")
+    if len(known) > 1:
+        parts.append(f"the lowest is {known[-1].sentence}")
+    for what, verb in (("collapsed", "z collapsed in"), ("diverged", "the loss diverged in")):
+        names = [v.name for v in variants if any(outcome.startswith(what) for outcome in v.outcomes)]
+        if names:
+            parts.append(f"{verb} runs of {', '.join(names)}")
+    missing = [variant.name for variant in variants if not variant.knn_text and "diverged" not in variant.outcomes]
+    if missing:
+        parts.append(f"no result yet for {', '.join(missing)}")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def warnings(runs: pd.DataFrame) -> list[str]:
+    """What a reader must know before trusting the numbers, in plain sentences."""
+    found = []
+    best = next(iter(_from_best(summaries(runs))), None)
+    references = {name: ends for name, ends, _ in reference_values(runs)}
+    if best and "raw pixels" in references and best.knn < references["raw pixels"][1]:
+        found.append(
+            f"Even the best variant ({best.name}, {best.knn_text} %) is below kNN on raw pixels "
+            f"({percent_range(*references['raw pixels'])}). This can happen without any collapse: training is short, "
+            "and where the objects of a data set are aligned and centred, comparing pixels place by place is hard to "
+            "beat, while the crops of the augmentation teach the network to ignore place. Read the differences between "
+            "variants and to the untrained network; do not take this for a good representation."
+        )
+    if best and "untrained" in references and best.knn <= references["untrained"][1]:
+        found.append(
+            f"No variant is above the untrained network ({percent_range(*references['untrained'])}): "
+            "at this scale nothing was shown to be learnt."
+        )
+    states = Counter(runs.loc[runs["state"] != "done", "state"].replace(["missing", "pending"], "not run"))
+    if states:
+        text = ", ".join(f"{count} {state}" for state, count in states.items())
+        found.append(f"{states.total()} of {len(runs)} runs have not ended ({text}): numbers and curves will change.")
+    for column, what in (("code", "versions of the code"), ("versions", "sets of library versions")):
+        count = runs[column].nunique()
+        if count > 1:
+            found.append(f"The runs were made with {count} different {what} (see Provenance): compare them with care.")
+    if runs["git_dirty"].eq(True).any():
+        found.append("Some runs were made from a checkout with uncommitted changes (see Provenance).")
+    return found
+
+
+def caption(points: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """What the figure shows and how it is to be read."""
+    runs_with_points = runs[runs["run"].isin(points["run"].unique())]
+    seeds = runs_with_points.groupby("variant", observed=True).size()
+    several = seeds[seeds > 1]
+    text = [
+        "Training loss, standard deviation of the normalised output z/|z| (mean over channels, in units of 1/√d: 1 for "
+        "an isotropic Gaussian z, 0 for a constant) and accuracy of a weighted kNN classifier on the backbone's "
+        "features, against epochs."
+    ]
+    if len(several):
+        least, most = int(several.min()), int(several.max())
+        count = f"{most} seeds" if most == least else f"{least} to {most} seeds"
+        text.append(f"Thick lines are means over {count}, bands reach from the lowest to the highest seed.")
+    mixed = runs.groupby("variant", observed=True)["outcome"].nunique()
+    if (seeds == 1).any() or (mixed > 1).any() or (runs["state"] != "done").any() or runs["stopped_early"].any():
+        text.append(
+            "Thin lines are single runs: alone in their variant, not come as far as the others, or of a variant whose "
+            "seeds came to different outcomes."
+        )
+    if points["diverged"].any():
+        text.append("A cross marks where a loss stopped being finite; that run is left out of the scale of the axis.")
+    lines = [f"{name} {percent_range(low, high)}" for name, (low, high), _ in reference_values(runs)]
+    if lines:
+        text.append(f"Grey lines: {', '.join(lines)}; untrained is the mean over the networks before their first step.")
+    return " ".join(text)
+
+
+def alt_text(runs: pd.DataFrame) -> str:
+    """The figure for those who do not see it."""
+    parts = []
+    for variant in summaries(runs):
+        if variant.knn_text:
+            ends = f"loss {variant.loss:.2f}, std {variant.z_std_relative:.2f} / √d, kNN {variant.knn:.1f} %"
+            parts.append(f"{variant.name} ends at {ends}")
+        else:
+            parts.append(f"{variant.name} has no final values yet")
+    return "Curves over epochs of training loss, output std and kNN top-1 accuracy. " + "; ".join(parts) + "."
+
+
+def percent_range(low: float, high: float) -> str:
+    """``82.1 %``, or ``80.0 to 82.1 %`` where runs differ."""
+    return f"{low:.1f} %" if high - low < 0.05 else f"{low:.1f} to {high:.1f} %"

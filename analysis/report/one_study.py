@@ -1,0 +1,182 @@
+"""The report of a study: figures, table and page, from its run folders, in one call."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.figures import style
+from analysis.frames.load import load_runs
+from analysis.report import in_words, page
+from analysis.report.figures_with_captions import Drawing, drawings
+from analysis.report.page import Live
+from analysis.report.study_table import study_table
+from analysis.report.table import Table
+from analysis.verdicts.verdicts import Verdict, verdicts
+from experiments.plan import Plan
+from experiments.studies.study import PaperResult, Study
+from simsiam.settings.fields import Settings, flatten
+
+
+@dataclass(frozen=True)
+class ReportVariant:
+    """A variant of a study at a scale: its runs are the folders ``CONFIG_ID-sSEED``."""
+
+    name: str
+    config_id: str
+    paper: PaperResult
+    settings: Settings
+    seeds: tuple[int, ...]  # asked for; others that are there are reported too
+    against: str | None = None  # the variant that its difference is taken to
+
+
+def report_variants(study: Study, made: Plan, seeds: Sequence[int] | None) -> list[ReportVariant]:
+    """The variants of a study that its plan runs. ``seeds``: those asked for; None: as many as the study asks for."""
+    first = {planned.cell.variant: planned for planned in made.cells if planned.study == study.name}
+    asked = tuple(range(study.num_seeds(made.scale.name)) if seeds is None else seeds)
+    return [
+        ReportVariant(
+            name=variant.name,
+            config_id=first[variant.name].config_id,
+            paper=variant.paper,
+            settings=first[variant.name].cell.settings,
+            seeds=asked,
+            against=variant.against,
+        )
+        for variant in study.variants
+        if variant.name in first
+    ]
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What a report wrote, and what it says."""
+
+    study: Study
+    page: Path
+    figures: tuple[Path, ...]
+    tables: tuple[Path, ...]
+    table: Table  # .headings() and .lines() are its text
+    answer: str  # the result in one sentence
+    warnings: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    drawings: tuple[Drawing, ...]  # in the order of the study's file
+    runs: pd.DataFrame
+
+
+def report(
+    study: Study,
+    variants: Sequence[ReportVariant],
+    runs_dir: Path,
+    out_dir: Path,
+    *,
+    scale: str,
+    note: str = "",
+    command: str = "",
+    live: Live | None = None,
+) -> ReportFiles:
+    """Write ``index.html``, ``figure*.{pdf,svg,png}`` and ``table.{md,tex,csv}`` into ``out_dir``.
+
+    Works at any time: what has not been run or is still running is a dash with its reason. The files are made in a
+    folder beside ``out_dir`` and renamed into it at the end, so an interrupted report leaves the one before it; other
+    files in ``out_dir`` stay. ``note`` goes under the table, ``command`` on the page, which reloads itself if it
+    is ``live``. Raises OSError if ``out_dir`` cannot be written.
+    """
+    points, runs = gather(variants, runs_dir)
+    paper = {variant.name: variant.paper for variant in variants}
+    against = {variant.name: variant.against for variant in variants}
+    table = study_table(runs, paper, study.title, scale, against)
+    judged = tuple(verdicts(study.claims, points, runs, scale))
+    if note:
+        table = replace(table, notes=(*table.notes, note))
+    out_dir = out_dir.absolute()
+    out_dir.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    try:
+        drawn = _make(
+            made, study, variants, points, runs, table, judged, scale=scale, command=command, out_dir=out_dir, live=live
+        )
+        # The page comes last: it holds the whole report, and is replaced in one step.
+        names = sorted((path.name for path in made.iterdir()), key=lambda name: (name == "index.html", name))
+        for name in names:
+            os.replace(made / name, out_dir / name)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return ReportFiles(
+        study=study,
+        page=out_dir / "index.html",
+        figures=tuple(out_dir / name for name in names if name.startswith("figure")),
+        tables=tuple(out_dir / name for name in names if name.startswith("table")),
+        table=table,
+        answer=in_words.answer(runs),
+        warnings=tuple(in_words.warnings(runs)),
+        verdicts=judged,
+        drawings=tuple(drawn),
+        runs=runs,
+    )
+
+
+def gather(variants: Sequence[ReportVariant], runs_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The points and runs of a study, with the column ``variant``: a row for each seed asked for or found."""
+    found: dict[str, set[int]] = {}
+    if runs_dir.is_dir():
+        for entry in os.scandir(runs_dir):
+            match = re.fullmatch(r"(.+)-s(\d+)", entry.name)
+            if match and entry.is_dir():
+                found.setdefault(match[1], set()).add(int(match[2]))
+    folders = [
+        f"{variant.config_id}-s{seed}"
+        for variant in variants
+        for seed in sorted({*variant.seeds, *found.get(variant.config_id, ())})
+    ]
+    points, runs = load_runs(runs_dir, folders)
+    names = {variant.config_id: variant.name for variant in variants}
+    kind = pd.CategoricalDtype([variant.name for variant in variants])
+    for frame in (points, runs):
+        frame["variant"] = frame["config"].map(names).astype(kind)
+    # A run that has not started has no folder to read its settings from.
+    planned = {variant.name: flatten(variant.settings) for variant in variants}
+    for path in ("epochs", "loss.name", "data.name", "projector.bn_output", "projector.bn_output_affine"):
+        if path not in runs:
+            runs[path] = None
+        known = zip(runs["variant"], runs[path], strict=True)
+        runs[path] = [planned[name][path] if pd.isna(value) else value for name, value in known]
+    return points, runs
+
+
+def _make(
+    folder: Path,
+    study: Study,
+    variants: Sequence[ReportVariant],
+    points: pd.DataFrame,
+    runs: pd.DataFrame,
+    table: Table,
+    judged: Sequence[Verdict],
+    *,
+    scale: str,
+    command: str,
+    out_dir: Path,
+    live: Live | None,
+) -> list[Drawing]:
+    paper = {variant.name: variant.paper.top1 for variant in variants if variant.paper.top1 is not None}
+    drawn = drawings(study.figures, points, runs, paper)
+    for drawing in drawn:
+        if drawing.draw is not None:
+            style.save(drawing.draw(style.TWO_COLUMNS), folder / drawing.name)
+            style.save(drawing.draw(style.ONE_COLUMN), folder / f"{drawing.name}-narrow")
+    for kind, text in (("md", table.markdown()), ("tex", table.latex()), ("csv", table.csv())):
+        (folder / f"table.{kind}").write_text(text, encoding="utf-8")
+    figures = [page.place(drawing, folder) for drawing in drawn]
+    settings = {variant.name: flatten(variant.settings) for variant in variants}
+    html = page.render(
+        study, runs, table, judged, figures, settings, scale=scale, command=command, out_dir=out_dir, live=live
+    )
+    (folder / "index.html").write_text(html, encoding="utf-8")
+    return drawn

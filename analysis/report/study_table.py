@@ -1,0 +1,180 @@
+"""The table of a study: the paper's number and ours side by side, and the difference to the baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+
+from analysis.formats import DASH, format_estimate, format_hours, format_seconds
+from analysis.frames.load import counts, describe_state, device_hours
+from analysis.report.differences import OURS_NONE, PAPER_NONE, Differences
+from analysis.report.table import Column, Entry, Table
+from analysis.verdicts.intervals import LEVEL
+from experiments.studies.study import PaperResult
+from simsiam.record.catalogue import CATALOGUE, Metric
+
+OURS = tuple(metric for metric in CATALOGUE if metric.in_table)  # in order of their columns
+
+
+def study_table(
+    runs: pd.DataFrame,
+    paper: Mapping[str, PaperResult],
+    title: str,
+    scale: str,
+    against: Mapping[str, str | None] | None = None,
+) -> Table:
+    """A row for each variant: what the paper reports, what our runs came to, and the difference to the baseline.
+
+    ``runs`` has a row for each run that was asked for (missing ones too) and the column ``variant``; ``paper`` has the
+    paper's result of each variant, in the order of the rows, and ``against`` the variant that each is compared with.
+    Means are over the runs that ended, diverged ones left out; the spread is the sample standard deviation over seeds.
+    The paper's columns are there if it gives any number, those of the differences if any variant has a baseline.
+    """
+    ours = f"Ours ({scale} scale)"
+    differences = Differences(runs, paper, {name: (against or {}).get(name) for name in paper})
+    has_paper = any(result.top1 is not None for result in paper.values())
+    has_differences = any(differences.against.values())
+    has_directions = any(differences.paper_difference(name) is not None for name in paper)
+    top1, others = (
+        [Column(metric.name, metric.heading, ours, width=5.5 if metric is OURS[0] else None) for metric in part]
+        for part in (OURS[:1], OURS[1:])
+    )
+    columns = [
+        Column("variant", "variant", is_number=False, width=9),
+        *[Column("paper_top1", "ImageNet linear top-1 (%)", "Paper", width=5.5)][: int(has_paper)],
+        *top1,
+        *[Column("difference", "difference (points)", ours, width=5.5)][: int(has_differences)],
+        *[Column("direction", "as in the paper?", ours, is_number=False, width=6.5)][: int(has_directions)],
+        *others,
+        Column("outcome", "outcome (runs)", ours, is_number=False, width=6.5),
+        Column("cost", "cost per run", ours, width=6),
+    ]
+    rows = []
+    for name, result in paper.items():
+        of_variant = runs[runs["variant"] == name]
+        entries = {
+            "variant": Entry(name or "(no name)", exact={"": name}),
+            "paper_top1": paper_entry(result),
+            **{metric.name: estimate_entry(of_variant, metric) for metric in OURS},
+            "difference": differences.difference_entry(name),
+            "direction": differences.direction_entry(name),
+            "outcome": outcome_entry(of_variant),
+            "cost": cost_entry(of_variant),
+        }
+        rows.append(tuple(entries[column.key] for column in columns))
+    notes = [
+        "Ours: mean ± sample standard deviation over seeds at the end of training, diverged runs left out. kNN is the "
+        "weighted kNN on backbone features; std is that of z/|z|: 1/√d for an isotropic Gaussian z, 0 for a constant."
+    ]
+    if has_paper:
+        notes.insert(
+            0,
+            "Paper and ours are different quantities: the paper's is the linear evaluation of a ResNet-50 on ImageNet, "
+            f"pre-trained for 100 epochs unless noted; ours is the kNN accuracy of this study at {scale} scale. "
+            "Compare the order of the variants and the failure modes, not the numbers.",
+        )
+    if has_differences:
+        notes.append(_note_on_differences(differences.against))
+    if has_directions:
+        notes.append(
+            "As in the paper?: whether our difference goes the way of the paper's. With several seeds the interval "
+            "decides; with one it is the direction only, and what is smaller than "
+            f"{OURS_NONE:g} point is unclear. A difference of less than {PAPER_NONE:g} points in the paper counts as "
+            f"none, which ours agrees with if it is within {OURS_NONE:g} point."
+        )
+    notes += [
+        f"Paper, {_quoted(name for name, result in paper.items() if result.note == note)}: {note}"
+        for note in dict.fromkeys(result.note for result in paper.values() if result.note)
+    ]
+    losses = set(runs["loss.name"].dropna()) if "loss.name" in runs else set[str]()
+    if len(losses) > 1:
+        notes.append(f"The variants have different losses ({', '.join(sorted(losses))}), whose values do not compare.")
+    what = "the paper's results and ours" if has_paper else "our results"
+    return Table(f"{title}: {what}, at {scale} scale.", tuple(columns), tuple(rows), tuple(notes))
+
+
+def _quoted(names: Iterable[str]) -> str:
+    """Names that may hold commas, told apart."""
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _note_on_differences(against: Mapping[str, str | None]) -> str:
+    """What the differences are taken to."""
+    baselines = dict.fromkeys(baseline for baseline in against.values() if baseline is not None)
+    if len(baselines) == 1:
+        text = f"'{next(iter(baselines))}'"
+    else:
+        of_each = (
+            f"'{baseline}' for {_quoted(name for name, other in against.items() if other == baseline)}"
+            for baseline in baselines
+        )
+        text = "; ".join(of_each)
+    return (
+        f"Difference: kNN top-1 minus that of {text}, run by run with the same seed, with the {LEVEL:.0%} interval of "
+        "the mean over seeds.".replace("%", " %")
+    )
+
+
+def paper_entry(result: PaperResult) -> Entry:
+    """The paper's number, with its spread and trials where it gives them."""
+    exact: dict[str, float | int | str] = {
+        "": math.nan if result.top1 is None else result.top1,
+        "_spread": math.nan if result.spread is None else result.spread,
+        "_trials": 0 if result.trials is None else result.trials,
+    }
+    if result.top1 is None:
+        return Entry(reason="not reported", exact=exact)
+    decimals = max(1, len(repr(result.top1).partition(".")[2]))
+    text = f"{result.top1:.{decimals}f}"
+    if result.spread is not None:
+        text += f" ± {result.spread:.{decimals}f}"
+    if result.trials is not None:
+        text += f" ({result.trials} trials)"
+    return Entry(text, exact=exact)
+
+
+def estimate_entry(runs: pd.DataFrame, metric: Metric) -> Entry:
+    """Mean and standard deviation of a metric's final value over the runs of a variant that ended with one."""
+    ended = runs[counts(runs)]
+    values = ended[f"final_{metric.name}"].dropna().to_numpy(float)
+    values = values[np.isfinite(values)]
+    mean = float(values.mean()) if len(values) else math.nan
+    sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    exact: dict[str, float | int | str] = {"_mean": mean, "_sd": sd, "_runs": len(values)}
+    if not len(values):
+        return Entry(reason=_why_nothing(runs), exact=exact)
+    text = format_estimate(mean, sd, metric.decimals, metric.most_decimals)
+    if len(values) < len(runs) and metric is OURS[0]:
+        text += f" ({len(values)} of {len(runs)})"
+    return Entry(text, exact=exact)
+
+
+def outcome_entry(runs: pd.DataFrame) -> Entry:
+    """How many runs came to what: ``collapsed (3/3)``, ``healthy (1/2); running, epoch 3/8 (1/2)``."""
+    found = runs.apply(describe_state, axis=1).value_counts(sort=False) if len(runs) else pd.Series(dtype=int)
+    text = "; ".join(f"{what} ({count}/{len(runs)})" for what, count in found.items()) or f"{DASH} (not run)"
+    return Entry(text, exact={"": text})
+
+
+def _why_nothing(runs: pd.DataFrame) -> str:
+    if not len(runs):
+        return "not run"
+    reasons = runs.apply(describe_state, axis=1)
+    if counts(runs).all():
+        return "not logged"
+    return "; ".join(dict.fromkeys(reasons[~reasons.isin(["healthy", "collapsed"])]))
+
+
+def cost_entry(runs: pd.DataFrame) -> Entry:
+    """Wall time of a run and its core-hours (on a CPU) or device-hours, means over the runs that ended."""
+    ended = runs[(runs["state"] == "done") & runs["seconds"].notna()]
+    wall, hours = float(ended["seconds"].mean()), float(device_hours(ended).mean())
+    exact: dict[str, float | int | str] = {"_seconds_per_run": wall, "_device_hours_per_run": hours}
+    if not len(ended):
+        return Entry(reason=_why_nothing(runs), exact=exact)
+    unit = "GPU-h" if (ended["device_type"] == "cuda").any() else "core-h"
+    text = format_seconds(wall) + (f", {format_hours(hours)} {unit}" if hours >= 0 else "")
+    return Entry(text, exact=exact)

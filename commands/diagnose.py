@@ -1,0 +1,163 @@
+"""Commands on chosen runs: diagnose, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from commands.console import Table, count, make_console, print_json, print_prose
+from commands.options import (
+    DEFAULT_DATA,
+    DEFAULT_RUNS,
+    AsJson,
+    Data,
+    Runs,
+    ScaleName,
+    Seeds,
+    Set,
+    plan_for,
+    scale_named,
+    studies_named,
+)
+from simsiam.errors import SettingsError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from analysis.diagnosis.rules import Diagnosis
+
+Target = Annotated[
+    str, typer.Argument(metavar="RUN-OR-STUDY-OR-FOLDER", help="A run (its name or folder), a study, a folder of runs.")
+]
+
+
+def diagnose(
+    target: Target,
+    runs: Runs = DEFAULT_RUNS,
+    data: Data = DEFAULT_DATA,
+    scale: ScaleName = None,
+    set_: Set = None,
+    seeds: Seeds = None,
+    as_json: AsJson = False,
+) -> None:
+    """What happened to a run and why we think so: the verdict, the evidence, when it set in, the usual causes."""
+    from analysis import load_runs
+    from analysis.diagnosis.rules import diagnose_runs
+
+    names: dict[str, str] = {}
+    found = _run_folder(target, runs)
+    if found is not None:
+        points, rows = load_runs(found.parent, [found.name])
+    elif Path(target).is_dir():
+        points, rows = load_runs(target)
+    else:
+        try:
+            studies = studies_named(target)
+        except SettingsError as error:
+            raise SettingsError(f"{target}: is neither a run in {runs} nor a folder of runs\n{error}") from None
+        made = plan_for(studies, scale_named(scale), seeds, set_, runs, data)
+        names = {planned.run_id: f"{planned.cell.variant}, seed {planned.cell.seed}" for planned in made.cells}
+        points, rows = load_runs(made.runs, list(names))
+    diagnoses = diagnose_runs(points, rows)
+    if as_json:
+        print_json([{"name": names.get(each.run, each.run), **each.as_json()} for each in diagnoses])
+        return
+    if not diagnoses:
+        make_console().print(f"{target}: holds no runs")
+        return
+    if len(diagnoses) > 1:
+        _print_table(diagnoses, names)
+    for each, note in zip(diagnoses, rows["note"], strict=True):
+        name = names.get(each.run, each.run)
+        if len(diagnoses) == 1 or each.verdict not in ("healthy", "too early to say"):
+            _print_one(each, name, note)
+        elif note:
+            make_console().print(f"\n{name}, about its folder: {note}", soft_wrap=True)
+
+
+def _run_folder(target: str, runs: Path) -> Path | None:
+    """The folder of a run that is named by its place, or by its name among the runs; None if it is no run."""
+    for path in (Path(target), runs / target):
+        if path.is_dir() and (any(path.glob("metrics*.jsonl")) or (path / "config.yaml").exists()):
+            return path.absolute()
+    return None
+
+
+def _print_table(diagnoses: list[Diagnosis], names: dict[str, str]) -> None:
+    table = Table("run", "verdict", "set in at epoch>", "also", optional=("also", "set in at epoch"))
+    for each in diagnoses:
+        epoch = "" if each.epoch != each.epoch else f"{each.epoch:.2f}"
+        table.add_row(
+            names.get(each.run, each.run), each.verdict, epoch, ", ".join(finding.verdict for finding in each.also)
+        )
+    make_console().print(table)
+
+
+def _print_one(diagnosis: Diagnosis, name: str, note: str) -> None:
+    console = make_console()
+    at = diagnosis.step == diagnosis.step  # not NaN
+    since = f", from step {diagnosis.step:,.0f} (epoch {diagnosis.epoch:.2f}) on" if at else ""
+    lines = ["", f"{name}: {diagnosis.verdict}{since}", *(f"  {sentence}" for sentence in diagnosis.evidence)]
+    lines += [f"  Also {one.verdict}: {' '.join(one.evidence)}" for one in diagnosis.also]
+    if diagnosis.causes:
+        lines += ["  Usual causes that this run's settings show:"]
+        lines += [f"    {cause.sentence}" for cause in diagnosis.causes]
+    elif diagnosis.other_causes:
+        lines += ["  None of its usual causes is in this run's settings. They are:"]
+        lines += [f"    {cause.sentence}" for cause in diagnosis.other_causes]
+    if note:
+        lines += [f"  About its folder: {note}"]
+    for line in lines:
+        print_prose(console, line)
+
+
+def compare(
+    chosen: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Two runs or more: names or folders.")],
+    runs: Runs = DEFAULT_RUNS,
+    out: Annotated[Path, typer.Option("--out", help="Where the figure goes, without its ending.")] = Path(
+        "reports/compare"
+    ),
+) -> None:
+    """Curves of chosen runs side by side (PDF, SVG, PNG), and the settings in which they differ; of any studies."""
+    from analysis import plot_training
+    from analysis.figures import style
+    from analysis.frames.comparison import differences, load_chosen
+    from experiments.runs.folder import StoreError
+
+    if len(chosen) < 2:
+        raise SettingsError(f"{chosen[0]} is one run; compare takes two or more")
+    folders = []
+    for name in chosen:
+        folder = _run_folder(name, runs)
+        if folder is None:
+            raise StoreError(f"{name}: is neither the folder of a run nor a run in {runs}  [--runs]")
+        if folder in folders:
+            raise SettingsError(f"{name}: is named twice")
+        folders.append(folder)
+    points, rows = load_chosen(folders)
+    _print_differences(differences(rows), rows)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files = style.save(plot_training(points, rows, "variant"), out)
+    except OSError as error:
+        raise StoreError(f"{error.filename or out}: the figure cannot be written ({error.strerror})  [--out]") from None
+    make_console().print(f"Figure: {', '.join(map(str, files))}", soft_wrap=True)
+
+
+def _print_differences(differing: pd.DataFrame, rows: pd.DataFrame) -> None:
+    from analysis.frames.load import counts
+
+    console = make_console()
+    table = Table("run", "state", "outcome", "kNN %>", *differing.columns)
+    finals = rows["final_knn_top1"].where(counts(rows))
+    for (_, row), knn, (_, values) in zip(rows.iterrows(), finals, differing.iterrows(), strict=True):
+        outcome = row["outcome"] if isinstance(row["outcome"], str) else ""
+        table.add_row(row["variant"], row["state"], outcome, "" if knn != knn else f"{knn:.1f}", *values)
+    console.print(table)
+    if not len(differing.columns):
+        console.print(f"The {count(len(rows), 'run')} have the same settings.")
+    for name, note in zip(rows["variant"], rows["note"], strict=True):
+        if note:
+            console.print(f"{name}: {note}", soft_wrap=True)

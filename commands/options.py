@@ -1,0 +1,178 @@
+"""What the options of the commands are called, and what they choose: scale, studies, plan, device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from simsiam.errors import SettingsError
+
+if TYPE_CHECKING:
+    from experiments.plan import Plan
+    from experiments.studies.study import Scale, Study
+
+USAGE, FAILURE, STOPPED = 2, 1, 130  # exit codes
+
+StudyName = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="A study that ships (see `list`), a .yaml file, or all: every study that ships."
+    ),
+]
+Runs = Annotated[Path, typer.Option("--runs", envvar="ABLATION_RUNS", help="Where run folders are.")]
+Data = Annotated[Path, typer.Option("--data", envvar="ABLATION_DATA", help="Where the images are.")]
+ScaleName = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads it at run time
+    typer.Option("--scale", help="smoke, cpu, cifar or imagenet. Default: cifar with a GPU, else cpu."),
+]
+Set = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--set", metavar="PATH=VALUE", help="A setting for all cells, e.g. epochs=2. Repeatable."),
+]
+Seeds = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--seeds", metavar="N", help="3: seeds 0, 1, 2; 4-6: seeds 4, 5, 6. Default: the study's own."),
+]
+Jobs = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("-j", "--jobs", min=1, help="Cells trained at the same time. Default: one a core, or one a GPU."),
+]
+RanksEach = Annotated[
+    int,
+    typer.Option("--ranks", min=1, metavar="N", help="Processes that train each cell together, a core or a GPU each."),
+]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Take up cells that failed before, too.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+
+DEFAULT_RUNS, DEFAULT_DATA = Path("runs"), Path("data")
+
+
+def scale_named(name: str | None) -> Scale:
+    """The scale of --scale, or that of this machine."""
+    from experiments.studies.study import default_scale, load_scale
+
+    return load_scale(name if name is not None else default_scale())
+
+
+def studies_named(name: str) -> list[Study]:
+    """The study of STUDY, or every one that ships."""
+    from experiments.studies.study import load_study, study_names
+
+    return [load_study(each) for each in (study_names() if name == "all" else [name])]
+
+
+def plan_for(
+    studies: list[Study], scale: Scale, seeds: str | None, overrides: list[str] | None, runs: Path, data: Path
+) -> Plan:
+    """The cells that the common options choose."""
+    from experiments.plan import make_plan, merge
+    from experiments.studies.study import seeds_from_text
+
+    chosen = None if seeds is None else seeds_from_text(seeds)
+    return merge([make_plan(study, scale, chosen, overrides or [], runs, data) for study in studies])
+
+
+def with_images(made: Plan, make: Callable[[], Plan], progress: Callable[[str], None]) -> Plan:
+    """A plan, after getting the images that it needs: ``make`` makes it again where they were not there.
+
+    An image folder that has changed since it was prepared is prepared again, so that no run on the images before is
+    taken for one on those that are there now.
+
+    Raises SettingsError for a batch larger than a data set.
+    """
+    from simsiam.data.sets import fingerprint, load, prepare
+
+    folders = {
+        (data.path, data.storage, data.image_size): data
+        for data in (planned.cell.settings.data for planned in made.cells)
+        if data.name == "folder"
+    }
+    before = {data: known for data in folders.values() if (known := fingerprint(data, made.data)) is not None}
+    for data in (*made.unprepared, *before):
+        prepare(data, made.data, progress=progress)
+    if made.unprepared or any(fingerprint(data, made.data) != known for data, known in before.items()):
+        made = make()  # now that the data's fingerprints are known
+    for settings in {planned.cell.settings.data: planned.cell.settings for planned in made.cells}.values():
+        num_train = len(load(settings.data, made.data).train)
+        if settings.batch_size > num_train:
+            raise SettingsError(
+                f"batch_size: {settings.batch_size} must be at most the {num_train} training images of"
+                f" {settings.data.name}"
+            )
+    return made
+
+
+def require_runs(plans: list[Plan], purpose: str) -> None:
+    """Refuse to judge what was never begun: a wrong folder must not look like a study without results.
+
+    Raises StoreError if no run of any plan has been started.
+    """
+    from experiments.runs.folder import StoreError
+    from experiments.runs.states import State
+
+    if any(status.state != State.PENDING for made in plans for status in made.statuses().values()):
+        return
+    first = plans[0]
+    which = first.studies[0].name if len(plans) == 1 else "any study"
+    lacking = next((f" (its images are not in {made.data})" for made in plans if made.unprepared), "")
+    raise StoreError(
+        f"{first.runs}: holds no run of {which} at scale {first.scale.name} to {purpose}{lacking}  [--runs]"
+    )
+
+
+def same_options(scale: Scale, seeds: str | None, overrides: list[str] | None, runs: Path, data: Path) -> list[str]:
+    """The options that lead another command to the same cells."""
+    from experiments.studies.study import default_scale
+
+    options = [] if scale.name == default_scale() else ["--scale", scale.name]
+    for override in overrides or []:
+        options += ["--set", override]
+    options += [] if seeds is None else ["--seeds", seeds]
+    options += [] if runs == DEFAULT_RUNS else ["--runs", str(runs)]
+    return options if data == DEFAULT_DATA else [*options, "--data", str(data)]
+
+
+def device_named(name: str) -> str:
+    """``cpu`` or ``cuda``, from --device. Raises SettingsError for a GPU that is not there."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise SettingsError(f"device: {name!r} is not one of auto, cpu, cuda  [--device]")
+    if name == "cpu" or (name == "auto" and not _has_gpu()):
+        return "cpu"
+    if num_gpus() == 0:
+        raise SettingsError("device: cuda was asked for, but torch sees no GPU  [--device]")
+    return "cuda"
+
+
+def check_gpus(device: str, ranks: int) -> None:
+    """Raises SettingsError for more ranks than there are GPUs to train on."""
+    if device == "cuda" and ranks > num_gpus():
+        raise SettingsError(f"ranks: {ranks} must be at most the {num_gpus()} GPUs that torch sees  [--ranks]")
+
+
+def _has_gpu() -> bool:
+    return any(Path("/dev").glob("nvidia[0-9]*")) and num_gpus() > 0
+
+
+def num_gpus() -> int:
+    """The GPUs that torch sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def check_writable(runs: Path) -> None:
+    """Find out now, not in each worker, whether run folders can be made."""
+    from experiments.runs.folder import StoreError
+
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        probe = runs / f".writable-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(f"{runs}: run folders cannot be written here ({error.strerror})  [--runs]") from None

@@ -1,0 +1,175 @@
+"""Commands on the curves of runs: report."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from commands.console import Table, count, make_console, print_prose, say
+from commands.options import (
+    DEFAULT_DATA,
+    DEFAULT_RUNS,
+    Data,
+    Runs,
+    ScaleName,
+    Seeds,
+    Set,
+    StudyName,
+    plan_for,
+    require_runs,
+    scale_named,
+    studies_named,
+)
+from experiments.runs.states import ENDED
+
+if TYPE_CHECKING:
+    from analysis.report.one_study import ReportFiles
+    from analysis.report.page import Live
+    from experiments.plan import Plan
+
+WATCH_SECONDS = 30
+Watch = Annotated[
+    bool,
+    typer.Option(
+        "--watch",
+        help=f"Make it anew every {WATCH_SECONDS} s until all runs have ended; meanwhile the page reloads itself.",
+    ),
+]
+
+
+def report(
+    study: StudyName,
+    runs: Runs = DEFAULT_RUNS,
+    data: Data = DEFAULT_DATA,
+    scale: ScaleName = None,
+    set_: Set = None,
+    seeds: Seeds = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="Where the report goes. Default: reports/STUDY/, or STUDY-SCALE for another scale."),
+    ] = None,
+    markdown: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--markdown", metavar="FILE", help="Write tables and verdicts as one Markdown document, too."),
+    ] = None,
+    watch: Watch = False,
+) -> None:
+    """Verdicts, figures (PDF, SVG, PNG), table (Markdown, LaTeX, CSV) and page of a study; also while it is running.
+
+    With `all`: a page for each study that ships, and an index page. With `--watch`: made anew until all runs have
+    ended; Ctrl-C ends it before.
+    """
+    from analysis.report.all_studies import markdown as document
+    from analysis.report.all_studies import write_index
+    from experiments.runs.folder import StoreError
+    from experiments.studies.study import default_scale
+    from simsiam.record.atomic_files import write_atomically
+
+    chosen, whole = scale_named(scale), study == "all"
+    command = f"python {shlex.join(['run_ablation.py', *sys.argv[1:]])}"
+    # The report of another scale than this machine's own does not take the place of its own.
+    end = "" if chosen.name == default_scale() else f"-{chosen.name}"
+    folder = out or Path("reports")
+    index = folder / f"index{end}.html"
+    wanted = {
+        out if out is not None and not whole else folder / f"{loaded.name}{end}": loaded
+        for loaded in studies_named(study)
+    }
+
+    def make(show: Callable[[ReportFiles], None], live: Live | None = None) -> list[ReportFiles]:
+        plans = [plan_for([loaded], chosen, seeds, set_, runs, data) for loaded in wanted.values()]
+        require_runs(plans, "report on")
+        files = []
+        for where, made in zip(wanted, plans, strict=True):
+            files.append(_report(made, where, seeds, command, live))
+            show(files[-1])
+        if whole:
+            write_index(files, chosen, command, index, live)
+        return files
+
+    try:
+        if watch:
+            pages = [where / "index.html" for where in wanted]
+            _watch(lambda live: make(lambda _: None, live), [index, *pages] if whole else pages)
+        files = make(lambda made: _print_report(made, brief=whole))
+        if whole:
+            say(f"\nIndex: {index.absolute()}")
+        if markdown is not None:
+            text = document(files, chosen, command)
+            write_atomically(markdown, lambda file: file.write(text), aside=str(os.getpid()), mode="w")
+            say(f"Document: {markdown.absolute()}")
+    except OSError as error:
+        raise StoreError(f"{error.filename or folder}: the report cannot be made ({error.strerror})") from None
+
+
+def _watch(make: Callable[[Live], list[ReportFiles]], pages: list[Path]) -> None:
+    """Make the report again and again until all runs have ended. However that ends, no page goes on reloading."""
+    from analysis.report.page import Live, make_still
+    from experiments.local.grid import STOPPING
+
+    stopped = threading.Event()  # an exception in the middle of a drawing could be lost in what draws
+    for number in STOPPING:  # a closed terminal and a kill end it like Ctrl-C
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda number, frame: stopped.set())
+    told = False
+    try:
+        while True:
+            files = make(Live(WATCH_SECONDS, time.strftime("%Y-%m-%d %H:%M:%S")))
+            if not told:
+                told = True
+                say(f"Watching. The page reloads itself: {pages[0].absolute()}")
+            states = {
+                run: state for each in files for run, state in zip(each.runs["run"], each.runs["state"], strict=True)
+            }
+            counts = ", ".join(f"{num} {state}" for state, num in sorted(Counter(states.values()).items()))
+            say(f"{time.strftime('%H:%M:%S')}  {count(len(states), 'run')}: {counts}")
+            if set(states.values()) <= set(ENDED):
+                return
+            if stopped.wait(WATCH_SECONDS):
+                raise KeyboardInterrupt
+    finally:
+        for page in pages:
+            make_still(page)
+
+
+def _report(made: Plan, out: Path, seeds: str | None, command: str, live: Live | None) -> ReportFiles:
+    from analysis.report.one_study import report as write_report
+    from analysis.report.one_study import report_variants
+    from experiments.studies.study import seeds_from_text
+
+    (study,) = made.studies
+    variants = report_variants(study, made, None if seeds is None else seeds_from_text(seeds))
+    scale, note = made.scale.name, made.scale.note
+    return write_report(study, variants, made.runs, out, scale=scale, note=note, command=command, live=live)
+
+
+def _print_report(files: ReportFiles, *, brief: bool) -> None:
+    from analysis.report.all_studies import in_words
+
+    console = make_console()
+    if brief:
+        ended = int((files.runs["state"] == "done").sum())
+        console.print(
+            f"{files.study.title}: {count(ended, 'run')} of {len(files.runs)} ended. {in_words(files.verdicts)}"
+        )
+        return
+    console.print(f"\n{files.answer}\n")
+    for verdict in files.verdicts:
+        print_prose(console, f"{verdict.label}: {verdict.claim.says} {verdict.conclusion}".rstrip())
+    table = Table(*files.table.headings())
+    for row in files.table.lines():
+        table.add_row(*row)
+    console.print(table)
+    for note in (*files.table.notes, *files.warnings):
+        console.print(note)
+    console.print(f"\nPage: {files.page}", soft_wrap=True)

@@ -1,0 +1,145 @@
+"""Commands on the weights of runs that have ended, or that come from elsewhere: evaluate, import, export."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from commands.console import Table, count, make_console, print_json, say
+from commands.options import (
+    DEFAULT_DATA,
+    DEFAULT_RUNS,
+    AsJson,
+    Data,
+    Device,
+    Runs,
+    ScaleName,
+    Seeds,
+    Set,
+    check_gpus,
+    device_named,
+    plan_for,
+    scale_named,
+    studies_named,
+)
+from experiments.runs.states import State
+from simsiam.errors import SettingsError
+
+if TYPE_CHECKING:
+    from simsiam.settings.fields import Settings
+
+
+def evaluate(
+    study: Annotated[
+        str, typer.Argument(metavar="STUDY", help="A study, all, or the folder of one run (also an imported one).")
+    ],
+    protocol: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--protocol", help="paper, sgd or features. Default: paper at imagenet scale, else features."),
+    ] = None,
+    runs: Runs = DEFAULT_RUNS,
+    data: Data = DEFAULT_DATA,
+    scale: ScaleName = None,
+    set_: Set = None,
+    seeds: Seeds = None,
+    ranks: Annotated[
+        int, typer.Option("--ranks", min=1, metavar="N", help="Processes that evaluate a run together.")
+    ] = 1,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Linear evaluation of every run of a study that has ended, or of one run's folder; none is trained anew.
+
+    paper: LARS, batch 4096, 90 epochs, augmented crops (App. A). sgd: its alternative. features: a linear classifier
+    on features that are computed once; seconds at small scales.
+    """
+    from experiments.local.pool import prepare_environment
+    from simsiam.machine import num_cores
+
+    prepare_environment(num_cores())  # before anything loads torch
+    from experiments.runs.folder import RunFolder
+    from experiments.weights.linear import Evaluation, evaluate_run
+    from experiments.weights.load import settings_of
+    from simsiam.errors import nearest
+    from simsiam.evaluation.linear import PROTOCOLS
+
+    chosen_scale = scale_named(scale)
+    name = protocol if protocol is not None else ("paper" if chosen_scale.name == "imagenet" else "features")
+    if name not in PROTOCOLS:
+        known = ", ".join(PROTOCOLS)
+        raise SettingsError(f"protocol: {name!r} is not one of {known}{nearest(name, list(PROTOCOLS))}  [--protocol]")
+    device = device_named(device)
+    check_gpus(device, ranks)
+    rows: list[tuple[str, str, str, RunFolder, Settings | None]] = []  # no settings: not to be evaluated
+    if (Path(study) / "config.yaml").exists():
+        if set_ or seeds or scale:
+            raise SettingsError(
+                "--scale, --set and --seeds choose cells of a study; the settings of a run are in its folder"
+            )
+        folder = Path(study).absolute()
+        rows.append(("-", "-", "-", RunFolder(folder.parent, folder.name), settings_of(folder)))
+    else:
+        made = plan_for(studies_named(study), chosen_scale, seeds, set_, runs, data)
+        statuses = made.statuses()
+        for planned in made.cells:
+            ended = statuses[planned.run_id].state == State.DONE
+            of_cell = (planned.study, planned.cell.variant, str(planned.cell.seed))
+            settings = planned.cell.settings if ended else None
+            rows.append((*of_cell, RunFolder(runs, planned.run_id), settings))
+    results = dict[str, dict[str, Any]]()
+    for label, variant, seed, run, settings in rows:
+        if settings is None or run.run_id in results:
+            continue
+        name_of_run = run.run_id if label == "-" else f"{label}: {variant} s{seed}"
+
+        def tell(epoch: int, loss: float, of: str = name_of_run) -> None:
+            if not as_json and epoch % 10 == 0:
+                say(f"{of}: epoch {epoch}, loss {loss:.3f}")
+
+        results[run.run_id] = evaluate_run(Evaluation(run, settings, data, PROTOCOLS[name], device), ranks, tell)
+    if as_json:
+        return print_json({"protocol": name, "runs": results})
+    table = Table("study", "variant", "seed>", "top-1 %>", "top-5 %>", "run", optional=("run", "study", "top-5 %"))
+    for label, variant, seed, run, _ in rows:
+        found = results.get(run.run_id)
+        numbers = [f"{found['top1']:.1f}", f"{found['top5']:.1f}"] if found else ["-", "-"]
+        table.add_row(label, variant, seed, *numbers, run.run_id if found else f"({run.status().state})")
+    make_console().print(table)
+    say(f"Protocol {name}; {count(len(results), 'run')} evaluated. Results are in each run's linear-{name}.json.")
+
+
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint_*.pth.tar of the release.")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder to make; must not exist yet.")],
+    scale: ScaleName = None,
+    set_: Set = None,
+) -> None:
+    """Make a run's folder from a checkpoint in the format of the authors' release, to evaluate or export it.
+
+    The file decides the network. The images to evaluate on are the scale's, or those of --set data.name=...
+    """
+    from experiments.weights.exchange import import_checkpoint
+
+    settings = import_checkpoint(checkpoint, run_folder, scale_named(scale), set_ or [])
+    say(f"{run_folder}: a {settings.backbone.name}, to be evaluated on {settings.data.name}.")
+    say(f"Next: python run_ablation.py evaluate {shlex.quote(str(run_folder))}")
+
+
+def export(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="What to write; must not exist yet.")],
+    form: Annotated[str, typer.Option("--format", help="torchvision or detectron2.")] = "torchvision",
+) -> None:
+    """Write a run's backbone as torchvision's ResNet state dict, or in detectron2's naming, for transfer (Table 5).
+
+    Detection itself is not run here.
+    """
+    from experiments.weights.exchange import export_backbone
+
+    if form not in ("torchvision", "detectron2"):
+        raise SettingsError(f"format: {form!r} is not one of torchvision, detectron2  [--format]")
+    export_backbone(run_folder, out, form)
+    say(f"{out}: the backbone of {run_folder} for {form}")

@@ -1,0 +1,130 @@
+"""SLURM's commands: few calls, each with a time-out. This module imports no torch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from experiments.runs import slurm_environment
+from simsiam.errors import UserError
+
+TIMEOUT = 30.0  # seconds, for a controller that is busy
+AWAY = ("unable to contact", "socket timed out", "connection refused", "did not answer", "zero bytes")
+
+
+class SlurmError(UserError, RuntimeError):
+    """SLURM is not there, does not answer, or refuses; the message is for the user."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, or a task of an array, as squeue shows it."""
+
+    id: str
+    user: str
+    state: str
+    reason: str
+    left: str  # of its time limit
+    nodes: str
+    name: str
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it has yet to start."""
+        return self.state == "PENDING"
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody must release it before it can start."""
+        return "held" in self.reason.lower()
+
+    def __str__(self) -> str:
+        return self.state.lower() + (f" ({self.reason})" if self.is_pending else "")
+
+
+def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
+    """What a command of SLURM prints. Raises SlurmError."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout, env=slurm_environment.without_job()
+        )
+    except FileNotFoundError:
+        raise SlurmError(
+            f"{command[0]}: no such command: there is no SLURM here. `launch` needs a login node of the cluster;"
+            " `run` trains on this machine"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]}: SLURM's controller did not answer within {timeout:.0f} s") from None
+    if done.returncode != 0:
+        message = " ".join((done.stderr or done.stdout).split())
+        raise SlurmError(message or f"{' '.join(command)}: exit code {done.returncode}")
+    return done.stdout
+
+
+def insist(command: Sequence[str], timeout: float = TIMEOUT) -> str:
+    """As :func:`call`, for what may be asked twice: three times, if the controller is away. Raises SlurmError."""
+    for _ in range(2):
+        try:
+            return call(command, timeout)
+        except SlurmError as error:
+            if not is_away(error):
+                raise
+            time.sleep(5)
+    return call(command, timeout)
+
+
+def is_away(error: SlurmError) -> bool:
+    """Whether the controller did not answer, rather than refuse."""
+    return any(words in str(error).lower() for words in AWAY)
+
+
+def my_jobs() -> list[Job]:
+    """All jobs of this user that wait or run, the tasks of arrays one by one. Raises SlurmError."""
+    output = call(["squeue", "--me", "--array", "--noheader", "--format", "%i|%u|%T|%r|%L|%N|%j"])
+    return [Job(*line.split("|", 6)) for line in output.splitlines() if line.count("|") >= 6]
+
+
+def own_state() -> tuple[str, int]:
+    """The state of the job that this process is part of, and how often it was restarted. Raises SlurmError."""
+    output = call(["scontrol", "show", "job", "--oneliner", slurm_environment.job()["job"]])
+    state, restarts = re.search(r"\bJobState=(\w+)", output), re.search(r"\bRestarts=(\d+)", output)
+    return (state[1] if state else "UNKNOWN"), int(restarts[1]) if restarts else 0
+
+
+def requeue(job: str) -> None:
+    """Put a job (one task of an array, never the array) back into the queue. Raises SlurmError."""
+    call(["scontrol", "requeue", job])
+
+
+def release(job: str) -> None:
+    """Let a held job start. Raises SlurmError."""
+    insist(["scontrol", "release", job])
+
+
+def scancel(jobs: Sequence[str]) -> None:
+    """Cancel jobs. Raises SlurmError."""
+    for first in range(0, len(jobs), 200):
+        insist(["scancel", *jobs[first : first + 200]], timeout=120)
+
+
+def settings() -> Mapping[str, str]:
+    """`scontrol show config` as a mapping. Raises SlurmError."""
+    pairs = (line.split("=", 1) for line in call(["scontrol", "show", "config"]).splitlines() if "=" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def partition(name: str | None) -> Mapping[str, str]:
+    """`scontrol show partition` of one partition, or of the default one. Raises SlurmError."""
+    blocks = call(["scontrol", "show", "partition", "--oneliner", *([name] if name else [])]).splitlines()
+    found = [dict(item.split("=", 1) for item in block.split() if "=" in item) for block in blocks if block]
+    chosen = [block for block in found if name or block.get("Default") == "YES"]
+    return chosen[0] if chosen else {}
+
+
+def seconds_from(text: str) -> int | None:
+    """``30`` or ``30 sec`` in seconds; None for anything else."""
+    match = re.match(r"(\d+)\b", text)
+    return int(match[1]) if match else None

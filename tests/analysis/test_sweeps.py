@@ -1,0 +1,97 @@
+"""The sweep figures, read back from their axes, against means that pandas computes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from analysis.figures import style
+from analysis.figures.sweep import plot_sweep
+
+SIZES = (64, 128, 512)
+
+
+def sweep(variants: dict[str, int], seeds: int = 3) -> pd.DataFrame:
+    draws = np.random.default_rng(0)
+    return pd.DataFrame(
+        {
+            "run": f"{variant}-s{seed}",
+            "variant": variant,
+            "batch_size": size,
+            "final_knn_top1": 80 + draws.normal(),
+            "state": "done",
+            "outcome": "collapsed" if size == 512 and seed == 0 else "healthy",
+            "reference_raw_pixels": 82.0,
+            "reference_chance": 10.0,
+            "untrained_knn_top1": 50.0,
+        }
+        for variant, size in variants.items()
+        for seed in range(seeds)
+    )
+
+
+def curves(figure: Figure, panel: int) -> list[np.ndarray]:
+    lines = (
+        line.get_xydata() for line in figure.axes[panel].lines if line.get_marker() == "o" and len(line.get_xdata())
+    )
+    return [np.asarray(line) for line in lines]
+
+
+def test_points_are_means_over_seeds_and_factors_of_the_base() -> None:
+    runs = sweep({"small": 64, "1/4x": 128, "1x": 512})
+    paper = {"small": 66.1, "1x": 68.1}
+    figure = plot_sweep(runs, "batch_size", paper=paper, base="1x")
+    ours, hollow = curves(figure, 0)
+    expected = runs.groupby("batch_size")["final_knn_top1"].mean()
+    np.testing.assert_allclose(ours, np.column_stack([expected.index / 512, expected]))
+    collapsed = runs[runs["outcome"] == "collapsed"]
+    np.testing.assert_allclose(hollow, [[1.0, collapsed["final_knn_top1"].item()]])
+    (theirs,) = curves(figure, 1)
+    np.testing.assert_allclose(theirs, [[1 / 8, 66.1], [1, 68.1]])
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["1/8x", "1/4x", "1x"]
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+
+
+def test_names_before_the_comma_are_lines() -> None:
+    runs = sweep({"BYOL, 1x": 64, "BYOL, 2x": 128, "SwAV, 1x": 64, "SwAV, 2x": 128}, seeds=1)
+    figure = plot_sweep(runs, "batch_size")
+    assert len(figure.axes) == 1, "no paper, no second panel"
+    assert [len(curve) for curve in curves(figure, 0)] == [2, 2]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["BYOL", "SwAV"]
+
+
+@pytest.mark.parametrize("width", [style.ONE_COLUMN, style.TWO_COLUMNS])
+def test_a_legend_of_many_lines_stays_inside(width: float) -> None:
+    names = ("SimCLR", "MoCo v2", "BYOL", "SwAV", "SimSiam", "a name that is longer")
+    runs = sweep({f"{name}, {size}x": 64 * size for name in names for size in (1, 2)}, seeds=1)
+    figure = plot_sweep(runs, "batch_size", paper={"BYOL, 1x": 66.5, "BYOL, 2x": 70.6}, width=width)
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= -1
+    assert legend.x1 <= figure.bbox.x1 + 1
+    assert all(legend.y0 >= ax.get_window_extent().y1 for ax in figure.axes)
+
+
+def test_references_that_would_flatten_the_curve_are_left_out() -> None:
+    figure = plot_sweep(sweep({"a": 64, "b": 128}), "batch_size")
+    low, high = figure.axes[0].get_ylim()
+    assert low > 60
+    assert low < 82 < high
+    assert {text.get_text() for text in figure.axes[0].texts} == {"raw pixels"}
+
+
+def test_what_has_not_run_yet_leaves_a_gap_and_the_figure_can_be_saved() -> None:
+    runs = sweep({"a": 64, "b": 128}, seeds=1).assign(final_knn_top1=math.nan)
+    plot_sweep(runs, "batch_size", paper={"a": 60.0}, width=3.25).canvas.draw()
+
+
+def test_unknown_columns_and_variants_are_refused() -> None:
+    runs = sweep({"a": 64})
+    with pytest.raises(ValueError, match="'batchsize' is not a column"):
+        plot_sweep(runs, "batchsize")
+    with pytest.raises(ValueError, match="'1x' is not a variant"):
+        plot_sweep(runs, "batch_size", base="1x")
