@@ -58,7 +58,7 @@ def weights(folder: Path) -> dict[str, str]:
 
     found = {}
     for path in sorted(folder.glob("checkpoint.pt")):
-        state = torch.load(path, map_location="cpu", weights_only=False)["model"]
+        state = torch.load(path, map_location="cpu", weights_only=True)["model"]
         digest = hashlib.sha256()
         for name in sorted(state):
             tensor = state[name].contiguous()

@@ -1,1 +1,1 @@
-"""The commands, by what they are about: each parses, hands over, prints; nothing heavy is imported until needed."""
+"""The command line: each module parses, hands over and prints; nothing heavy is imported until it is needed."""

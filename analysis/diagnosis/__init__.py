@@ -1,1 +1,1 @@
-"""Diagnosis."""
+"""What happened to a run, on what evidence, and why."""

@@ -1,1 +1,1 @@
-"""Figures."""
+"""Figures, from the two frames."""

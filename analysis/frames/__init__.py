@@ -1,1 +1,1 @@
-"""Frames."""
+"""Run folders as two tidy frames: logged points, and runs."""

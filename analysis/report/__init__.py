@@ -1,1 +1,1 @@
-"""Report."""
+"""Tables, words and pages on one study and on all."""

@@ -1,1 +1,1 @@
-"""Verdicts."""
+"""Claims decided: the quantities of a check, intervals over seeds, verdicts."""

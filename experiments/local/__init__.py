@@ -1,1 +1,1 @@
-"""Local."""
+"""The launcher for this machine: worker processes, and the ranks of a cell."""

@@ -1,1 +1,1 @@
-"""Slurm."""
+"""The launcher for SLURM: profiles, submission, and what runs in a job."""

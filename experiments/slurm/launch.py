@@ -34,7 +34,7 @@ from experiments.studies.yaml_files import Document
 from simsiam.settings.fields import Settings
 
 FOLDER = ".launches"
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("simsiam", "experiments", "analysis", "commands")
 
 

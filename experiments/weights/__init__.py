@@ -1,1 +1,1 @@
-"""Weights."""
+"""Weights of ended runs: linear evaluation, import, export."""

@@ -1,1 +1,1 @@
-"""Data."""
+"""From image files to the two views of a batch."""

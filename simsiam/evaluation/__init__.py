@@ -1,1 +1,1 @@
-"""Evaluation."""
+"""What is measured of features and projections: kNN, linear evaluation, collapse diagnostics."""

@@ -1,1 +1,1 @@
-"""Training."""
+"""The training loop, the optimiser, and what is logged."""

@@ -400,7 +400,7 @@ def test_a_launch_of_an_earlier_version_is_read(small: Callable[..., Settings], 
         for n in (0, 1)
     ]  # fmt: skip
     spec = {
-        "format": 1, "launch": path.name, "user": "me", "created": "2026-11-25 18:39:36", "command": "launch",
+        "format": 2, "launch": path.name, "user": "me", "created": "2026-11-25 18:39:36", "command": "launch",
         "cluster": "cpu", "profile": profile, "profile_path": "/home/me/cpu.yaml", "studies": ["stop-gradient"],
         "scale": "smoke", "runs": str(tmp_path), "data": "/data", "settings": {"abc": settings}, "cells": cells,
         "something": "new",
