@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.diagnosis.causes import Cause, causes_of
-from analysis.diagnosis.loss_scale import LossScale, loss_scale
+from analysis.diagnosis.loss_range import LossRange, loss_range
 from analysis.diagnosis.shape_of_curve import end_of, num_turns, residual, smooth, trailing
 from simsiam.record.catalogue import ONE_LINE_BELOW, collapse_threshold
 
@@ -50,7 +50,7 @@ SHARE_OF_HIGHEST_RANK = 0.5
 # Theory: three standard deviations, sqrt(2 p (1 - p) / N) each, of a difference in accuracy over N = 10,000 images.
 ACCURACY_FALL = 2.0
 # Convention: swings smaller than a twentieth of the way from chance to the optimum are of no account. The other limit,
-# the noise that the draw of batches explains, is theory: see LossScale.sampling_noise.
+# the noise that the draw of batches explains, is theory: see LossRange.sampling_noise.
 SMALLEST_SWING = 0.05
 # Theory: the variances of z/|z| over channels and its centre sum to 1 (Zhang et al. 2022). Half variance is no point.
 POINT_FROM = 0.5
@@ -154,13 +154,13 @@ class _Signs:
     centre: Curve = field(init=False)
     positive: Curve = field(init=False)
     knn: Curve = field(init=False)
-    scale: LossScale | None = field(init=False)
+    scale: LossRange | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.loss, self.std = self.curve("loss"), self.curve("z_std_relative")
         self.rank, self.knn = self.curve("effective_rank"), self.curve("knn_top1")
         self.centre, self.positive = self.curve("centre"), self.curve("positive_cosine")
-        self.scale = loss_scale(self.run, self.loss[0, 2] if len(self.loss) else math.nan)
+        self.scale = loss_range(self.run, self.loss[0, 2] if len(self.loss) else math.nan)
 
     def curve(self, name: str) -> Curve:
         """The finite values of a column; none if nothing of that name was logged."""
@@ -383,7 +383,7 @@ def _centre_sentences(signs: _Signs) -> list[str]:
     return [f"The centre |E z/|z||^2 is {end:.2f}: {meaning} (1 is a point)."]
 
 
-def _view_sentences(signs: _Signs, scale: LossScale) -> list[str]:
+def _view_sentences(signs: _Signs, scale: LossRange) -> list[str]:
     """Where the loss compares p with z: whether z itself agrees between views."""
     if not len(signs.positive) or scale.name != "cosine":
         return []
@@ -411,7 +411,7 @@ def _rank_sentences(signs: _Signs) -> list[str]:
     return found
 
 
-def _loss_sentence(signs: _Signs, scale: LossScale) -> str:
+def _loss_sentence(signs: _Signs, scale: LossRange) -> str:
     end = end_of(signs.loss[:, 2])
     if not scale.level_tells:
         return (

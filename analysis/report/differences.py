@@ -11,7 +11,7 @@ import pandas as pd
 from analysis.formats import format_signed
 from analysis.report.table import Entry
 from analysis.verdicts.intervals import Region, judge, mean_interval
-from analysis.verdicts.quantities import Evidence, Values, paired_differences
+from analysis.verdicts.quantities import StudyRuns, Values, paired_differences
 from experiments.studies.study import PaperResult
 
 Way = Literal["agrees", "disagrees", "unclear"]
@@ -44,12 +44,12 @@ class Differences:
     """The differences of a study's variants to their baselines, as entries of its table."""
 
     def __init__(self, runs: pd.DataFrame, paper: Mapping[str, PaperResult], against: Mapping[str, str | None]) -> None:
-        self.evidence = Evidence(pd.DataFrame({"run": []}), runs)
+        self.study_runs = StudyRuns(pd.DataFrame({"run": []}), runs)
         self.paper, self.against = paper, against
 
     def ours(self, variant: str) -> Values:
         """kNN top-1 of a variant minus that of its baseline, for each seed that both have ended with, in points."""
-        finals = (self.evidence.finals(name, "knn_top1") for name in (variant, self.against[variant] or variant))
+        finals = (self.study_runs.finals(name, "knn_top1") for name in (variant, self.against[variant] or variant))
         return paired_differences(*finals)
 
     def difference_entry(self, variant: str) -> Entry:
@@ -92,6 +92,6 @@ class Differences:
 
     def _why_nothing(self, variant: str) -> str:
         pair = [variant, self.against[variant] or variant]
-        if self.evidence.waiting(pair):
-            return "not run" if self.evidence.waiting([variant]) else "baseline not run"
-        return "diverged" if self.evidence.left_out(pair) else "no common seed"
+        if self.study_runs.waiting(pair):
+            return "not run" if self.study_runs.waiting([variant]) else "baseline not run"
+        return "diverged" if self.study_runs.left_out(pair) else "no common seed"

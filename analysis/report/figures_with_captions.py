@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from typing_extensions import assert_never
 
 from analysis.figures.groups import make_groups
 from analysis.figures.linear import linear_numbers, plot_linear
@@ -49,7 +50,11 @@ def _drawing(figure: StudyFigure, points: pd.DataFrame, runs: pd.DataFrame, pape
         return _sweep(figure, runs, paper)
     if isinstance(figure, Linear):
         return _linear(figure, points, runs, paper)
-    return _spectrum(figure, runs) if isinstance(figure, Spectrum) else _map(figure, runs)
+    if isinstance(figure, Spectrum):
+        return _spectrum(figure, runs)
+    if isinstance(figure, Map):
+        return _map(figure, runs)
+    assert_never(figure)  # a new kind of figure is drawn nowhere yet
 
 
 def _absent(figure: StudyFigure, heading: str, runs: pd.DataFrame, reason: str) -> Drawing:

@@ -44,7 +44,7 @@ class Count:
     how_often: str  # all, some or none of them, as the claim says
 
 
-class Evidence:
+class StudyRuns:
     """The runs of a study, as checks ask for them."""
 
     def __init__(self, points: pd.DataFrame, runs: pd.DataFrame) -> None:

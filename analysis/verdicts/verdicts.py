@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.formats import MINUS
 from analysis.verdicts.intervals import MOST_SEEDS, Interval, Outcome, judge
-from analysis.verdicts.quantities import Count, Evidence, Quantity
+from analysis.verdicts.quantities import Count, Quantity, StudyRuns
 from experiments.studies.claims import Band, Check, Claim, Event, Order, Same, Trend
 from simsiam.record.catalogue import METRICS
 
@@ -90,36 +90,36 @@ class Verdict:
 
 def verdicts(claims: Sequence[Claim], points: pd.DataFrame, runs: pd.DataFrame, scale: str) -> list[Verdict]:
     """A verdict on each claim, from the frames of :func:`analysis.report.one_study.gather`."""
-    evidence = Evidence(points, runs)
-    return [_verdict(claim, evidence, scale) for claim in claims]
+    study_runs = StudyRuns(points, runs)
+    return [_verdict(claim, study_runs, scale) for claim in claims]
 
 
-def _verdict(claim: Claim, evidence: Evidence, scale: str) -> Verdict:
+def _verdict(claim: Claim, study_runs: StudyRuns, scale: str) -> Verdict:
     if scale not in claim.scales:
         notes: tuple[str, ...] = (f"This claim is checked at {' and '.join(claim.scales)} scale only.",)
         return Verdict(claim, scale, "undecided", "not run", (), notes, ())
-    num_tests = sum(max(1, len(evidence.quantities(check))) for check in claim.checks)
-    findings = tuple(_finding(check, evidence, num_tests) for check in claim.checks)
+    num_tests = sum(max(1, len(study_runs.quantities(check))) for check in claim.checks)
+    findings = tuple(_finding(check, study_runs, num_tests) for check in claim.checks)
     outcome = _together([finding.outcome for finding in findings])
     directions = {finding.direction for finding in findings}
     order: tuple[Direction, ...] = ("not run", "disagrees", "unclear", "agrees")  # the first one that there is
     direction = next(each for each in order if each in directions)
-    notes, kind = _notes(claim, evidence), _difference_in_kind(claim, evidence, scale)
+    notes, kind = _notes(claim, study_runs), _difference_in_kind(claim, study_runs, scale)
     return Verdict(claim, scale, outcome, direction, findings, notes, kind)
 
 
-def _notes(claim: Claim, evidence: Evidence) -> tuple[str, ...]:
+def _notes(claim: Claim, study_runs: StudyRuns) -> tuple[str, ...]:
     notes = [claim.note] if claim.note else []
     metrics = {getattr(check, "metric", "") for check in claim.checks}
-    if metrics & {"z_std", "z_std_relative"} and evidence.hides_collapse(claim.variants()):
+    if metrics & {"z_std", "z_std_relative"} and study_runs.hides_collapse(claim.variants()):
         notes.append("An output BN without scale and shift keeps the std from showing a collapse.")
     return tuple(notes)
 
 
-def _difference_in_kind(claim: Claim, evidence: Evidence, scale: str) -> tuple[str, ...]:
+def _difference_in_kind(claim: Claim, study_runs: StudyRuns, scale: str) -> tuple[str, ...]:
     sentences = []
     if claim.where and claim.made_at != scale:
-        data = sorted({str(name) for each in claim.variants() for name in evidence.ended(each)["data.name"].dropna()})
+        data = sorted({str(name) for each in claim.variants() for name in study_runs.ended(each)["data.name"].dropna()})
         on = f" on {' and '.join(data)}" if data else ""
         sentences.append(f"The paper's claim is at {claim.made_at} scale; it was checked here at {scale} scale{on}.")
     if claim.where and any(_compares_accuracies(check) for check in claim.checks):
@@ -135,13 +135,13 @@ def _compares_accuracies(check: Check) -> bool:
 # --- one check ---------------------------------------------------------------------------------------------------
 
 
-def _finding(check: Check, evidence: Evidence, num_tests: int) -> Finding:
+def _finding(check: Check, study_runs: StudyRuns, num_tests: int) -> Finding:
     variants = list(dict.fromkeys(check.variants()))
-    waiting = evidence.waiting(variants)
+    waiting = study_runs.waiting(variants)
     finding = (
-        _count_finding(check, evidence.count(check))
+        _count_finding(check, study_runs.count(check))
         if isinstance(check, Band | Event)
-        else _numeric_finding(check, evidence, variants, num_tests)
+        else _numeric_finding(check, study_runs, variants, num_tests)
     )
     if not waiting:
         return finding
@@ -174,12 +174,12 @@ def _count_finding(check: Check, count: Count) -> Finding:
     return Finding(check, outcome, direction, reading, num)
 
 
-def _numeric_finding(check: Check, evidence: Evidence, variants: list[str], num_tests: int) -> Finding:
-    quantities = evidence.quantities(check)
+def _numeric_finding(check: Check, study_runs: StudyRuns, variants: list[str], num_tests: int) -> Finding:
+    quantities = study_runs.quantities(check)
     metric = quantities[0].metric
-    if metric in ("loss", "loss_roughness") and len(evidence.losses(variants)) > 1:
+    if metric in ("loss", "loss_roughness") and len(study_runs.losses(variants)) > 1:
         return Finding(check, "undecided", "unclear", "The variants have different losses, which do not compare.", 0)
-    left_out = evidence.left_out(variants)
+    left_out = study_runs.left_out(variants)
     without = f" Left out: {_listed(left_out)} (diverged)." if left_out else ""
     num_seeds = min(len(quantity.values) for quantity in quantities)
     if num_seeds == 0:

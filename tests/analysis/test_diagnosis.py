@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from analysis import load_runs
 from analysis.diagnosis.causes import CAUSES, causes_of
-from analysis.diagnosis.loss_scale import loss_scale
+from analysis.diagnosis.loss_range import loss_range
 from analysis.diagnosis.rules import BITS_PER_DIRECTION, VERDICTS, diagnose, diagnose_runs, threshold_of
 from analysis.diagnosis.shape_of_curve import num_turns, residual, smooth
 from analysis.figures.layout import outline
@@ -247,7 +247,7 @@ def test_all_of_z_on_one_line_through_a_point_is_a_complete_collapse() -> None:
 
 
 def scale_of(**values: Any) -> Any:
-    return loss_scale(flatten(Settings()) | {key.replace("__", "."): value for key, value in values.items()}, 3.0)
+    return loss_range(flatten(Settings()) | {key.replace("__", "."): value for key, value in values.items()}, 3.0)
 
 
 def test_chance_and_optimum_are_what_the_losses_give() -> None:

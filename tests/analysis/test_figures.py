@@ -33,7 +33,7 @@ from analysis.report import figures_with_captions, in_words
 from analysis.report.one_study import ReportFiles, ReportVariant, gather, report
 from analysis.report.page import run_lines
 from analysis.report.study_table import estimate_entry
-from analysis.verdicts.quantities import Evidence
+from analysis.verdicts.quantities import StudyRuns
 from experiments.studies.figures import KINDS, Curves, Linear, Map, Spectrum, StudyFigure, Sweep
 from experiments.studies.study import PaperResult, Study, load_study, study_names
 from simsiam.errors import SettingsError
@@ -277,7 +277,7 @@ def test_a_seed_that_diverged_counts_nowhere(diverged: tuple[pd.DataFrame, pd.Da
         assert drawing.draw is not None
         drawing.draw(style.ONE_COLUMN).draw_without_rendering()
     assert estimate_entry(runs, METRICS["knn_top1"]).text == "80.0 (1 of 2)"
-    assert Evidence(points, runs).finals("with", "knn_top1") == {1: 80.0}
+    assert StudyRuns(points, runs).finals("with", "knn_top1") == {1: 80.0}
     assert "kNN top-1 80.0 %" in in_words.answer(runs)
     assert [line["knn"] for line in run_lines(runs, Path.cwd())] == [DASH, "80.0"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class LossScale:
+class LossRange:
     """The two ends of a loss, in its own unit."""
 
     name: str
@@ -45,7 +45,7 @@ class LossScale:
         return of_image / math.sqrt(self.batch_size)
 
 
-def loss_scale(settings: Mapping[str, Any], first_loss: float) -> LossScale | None:
+def loss_range(settings: Mapping[str, Any], first_loss: float) -> LossRange | None:
     """The scale of a run's loss, from its settings by dotted path; None if they are not known.
 
     ``first_loss`` is the loss of the first logged step: the only reference that an unnormalised distance has.
@@ -58,7 +58,7 @@ def loss_scale(settings: Mapping[str, Any], first_loss: float) -> LossScale | No
     if ends is None or not (math.isfinite(ends[0]) and ends[0] - ends[2] > 0 and 0 < batch_size <= 10**9):
         return None
     chance, chance_text, optimum, optimum_text = ends
-    return LossScale(str(settings["loss.name"]), chance, optimum, chance_text, optimum_text, batch_size)
+    return LossRange(str(settings["loss.name"]), chance, optimum, chance_text, optimum_text, batch_size)
 
 
 def _ends(settings: Mapping[str, Any], first_loss: float) -> tuple[float, str, float, str] | None:
