@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ MOST_COLUMNS = 256  # of the points: a real run logs about a dozen
 RESERVED = ("run", "config", "seed")  # columns that say whose point it is
 LISTS = ("spectrum",)  # what is no single number, and too large for a table of all runs
 _UNREADABLE = (OSError, ValueError, RecursionError, MemoryError, yaml.YAMLError, TypeError, KeyError, AttributeError)
+
+# NaN and Infinity, which JSON has not and no file of ours holds, become lists: neither a number nor a text.
+_decoded = partial(json.loads, parse_constant=lambda name: [name])
 
 
 @dataclass
@@ -63,7 +67,7 @@ def content_files(folder: Path) -> list[Path]:
 def read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
     """The JSON object in a small file; None if there is none, and a note if there is a file that holds no object."""
     try:
-        value = json.loads(_text(path, MOST_BYTES))
+        value = _decoded(_text(path, MOST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except _UNREADABLE:
@@ -259,7 +263,7 @@ def _lines(path: Path, notes: list[str], mark: str = "") -> list[curves.Point]:
 
 def _line(line: str) -> curves.Point:
     try:
-        value = json.loads(line)
+        value = _decoded(line)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -257,7 +257,8 @@ def test_processes_at_once_see_the_same(tmp_path: Path) -> None:
     for seed in range(20):
         write_run(tmp_path, settings(), seed)
     code = f"""
-from analysis import cache, load_runs
+from analysis import load_runs
+from analysis.frames import cache
 cache._SETTLED_NS = -10**12
 for _ in range(5):
     points, runs = load_runs({str(tmp_path)!r})

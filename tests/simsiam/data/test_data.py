@@ -673,7 +673,7 @@ def test_fingerprints_need_neither_numpy_nor_torch(tmp_path):
     script = f"""
 import sys
 from pathlib import Path
-from simsiam import data
+from simsiam.data import sets as data
 from simsiam.settings.fields import DataSettings
 settings = DataSettings(name="folder", path="photos", storage="memory", image_size=16)
 print(data.fingerprint(settings, Path({str(tmp_path)!r})), *sys.modules)
