@@ -230,6 +230,7 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
     from simsiam.data.sets import load
     from simsiam.distributed.rendezvous import device_of
     from simsiam.errors import DataError
+    from simsiam.settings.identity import run_id
 
     load_cached = _remembering(load)
     ranks = machine.ranks.start(index, machine.data, stop)
@@ -268,7 +269,13 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
             if machine.logs is not None:
                 _log_to(machine.logs / f"{task.planned.run_id}{suffix}.log")
             try:
-                dataset = load_cached(task.planned.cell.settings.data, machine.data)
+                settings = task.planned.cell.settings
+                dataset = load_cached(settings.data, machine.data)
+                if run_id(settings, dataset.fingerprint) != task.planned.run_id:
+                    raise DataError(
+                        f"{machine.data}: the images of {settings.data.name} have changed since this run was planned,"
+                        " and would get its name; the same command plans anew"
+                    )
                 result = ranks.run_cell(task, dataset, context(task))
             except (DataError, StoreError) as error:
                 result = CellResult(End.FAILED, str(error))

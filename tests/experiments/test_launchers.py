@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from experiments.launcher import Launcher
 from experiments.local.grid import LocalLauncher
@@ -17,9 +18,12 @@ from experiments.plan import Plan, make_plan
 from experiments.runs.states import State
 from experiments.status import Watcher
 from experiments.studies.study import load_scale, load_study
+from simsiam.data.sets import prepare
 from simsiam.errors import SettingsError
+from simsiam.settings.fields import DataSettings
 from tests.experiments.test_local import curves, wait_for
 from tests.folder_launcher import FolderLauncher, FolderQueue
+from tests.simsiam.data.test_data import write_images
 
 CELL = ["data.num_train=320", "batch_size=32", "evaluation.bank_size=200"]
 
@@ -68,6 +72,24 @@ def test_each_launcher_trains_a_grid_to_the_same_curves(queue: FolderQueue, tmp_
     assert shown(there, queue) == [("done", "")] * 2
     assert curves(there.runs) == curves(here.runs)
     assert [path.read_text() for path in queue.logs(there, there.cells[0])] == ["done \n"]
+
+
+def test_images_that_changed_since_the_plan_are_not_trained_on_under_the_old_name(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", num=20)
+    of_folder = [f"data.path={images}", "data.name=folder", "data.image_size=16", "batch_size=8", "epochs=1"]
+    sizes = ["data.num_train=null", "evaluation.bank_size=null"]
+    runs, data = tmp_path / "runs", tmp_path / "data"
+    settings = DataSettings(name="folder", path=str(images), storage="memory", image_size=16)
+    prepare(settings, data)
+    made = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0], [*of_folder, *sizes], runs, data)
+    assert not made.unprepared
+    path = next(images.rglob("*.png"))
+    Image.new("RGB", (16, 16), "red").save(path)
+    prepare(settings, data)
+    ended = LocalLauncher(Machine(runs, data, 1, 1, "cpu"), Silent()).submit(made, ignore, command="test")
+    assert not ended.done
+    assert all("have changed since this run was planned" in reason for reason in ended.failures.values())
+    assert len(ended.failures) == 2
 
 
 def test_what_is_cancelled_stops_with_a_checkpoint_and_goes_on(queue: FolderQueue, tmp_path: Path) -> None:
