@@ -266,7 +266,9 @@ def _needs(quantity: Quantity) -> str:
 
 
 def _unit(quantity: Quantity) -> str:
-    return "" if quantity.metric != "knn_top1" else " points" if quantity.is_difference else " %"
+    metric = METRICS.get(quantity.metric)  # a ratio is no metric
+    unit = "" if metric is None else metric.unit_of_difference if quantity.is_difference else metric.unit
+    return f" {unit}" if unit else ""
 
 
 def _sentence(text: str) -> str:

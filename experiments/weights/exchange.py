@@ -1,8 +1,4 @@
-"""Linear evaluation of runs that have ended, import and export of weights; none of it ever retrains a run.
-
-The result of a protocol lies beside the run, as ``linear-<protocol>.json``: it belongs to the evaluation, not to what
-names the run.
-"""
+"""Import of weights into a run's folder, and export of a run's backbone; neither ever retrains a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Linear evaluation of a run's frozen backbone, on one rank or many."""
+"""Linear evaluation of a run's frozen backbone, on one rank or many; it never retrains a run.
+
+The result of a protocol lies beside the run, as ``linear-<protocol>.json``: it belongs to the evaluation, not to what
+names the run.
+"""
 
 from __future__ import annotations
 
