@@ -396,7 +396,7 @@ def _shared(pixels: Tensor) -> Tensor | NDArray[np.uint8]:
     """In shared memory if that has room (a container's /dev/shm often has 64 MB); else an array, sent through a pipe.
 
     Here, where a failure can be answered: torch would do the same in its sending thread. Room is asked for beforehand,
-    since a failure inside torch may leave its heap damaged.
+    with some to spare for what others put there meanwhile.
     """
     if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free < 2 * pixels.nbytes:
         return pixels.numpy()
