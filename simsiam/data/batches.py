@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
@@ -24,10 +25,12 @@ from simsiam.data.views import ViewParameters, draw_pair, views, views_of_crops,
 from simsiam.distributed.ranks import ONE_RANK, Ranks
 from simsiam.errors import DataError
 from simsiam.randomness import derive, generator
-from simsiam.settings.fields import AugmentSettings, Settings
+from simsiam.settings.fields import AugmentSettings, LossSettings, SecondViewSettings, Settings
 
 LOST_AFTER = 600  # seconds that a batch from the loader processes may take
 PLAIN_BATCH = 512  # images in a batch of an evaluation; it changes no result
+VIEWED_IMAGES, VIEWS = 1024, 4  # held-out images of which several views are looked at, and how many of each
+VIEWED_BATCH = 256
 
 
 class Batch(NamedTuple):
@@ -91,6 +94,30 @@ def evaluated(settings: Settings, dataset: Dataset, split: Literal["bank", "quer
     if split == "bank":
         return subset(len(dataset.train), evaluation.bank_size, split)
     return subset(len(dataset.test), evaluation.query_size, split)
+
+
+def held_out_views(
+    settings: Settings, dataset: Dataset, encode: Callable[[Tensor], Tensor], device: torch.device, ranks: Ranks
+) -> Tensor:
+    """``encode``, views (B, C, S, S) -> (B, d), of augmented views of held-out images: (n, VIEWS, d).
+
+    The distribution is that of the training's first view. Images and views are drawn once, the same for every run and
+    seed. n: at most VIEWED_IMAGES, in whole batches. All ranks return the same.
+    """
+    num = min(VIEWED_IMAGES, len(dataset.test))
+    batch_size = min(VIEWED_BATCH, num)
+    num -= num % batch_size
+    images = dataset.test.take(subset(len(dataset.test), num, "views"))
+    seed = derive("held-out views") % 2**31
+    plain = {"second_view": SecondViewSettings(), "loss": LossSettings()}  # one pair, both views of one distribution
+    own = settings.model_copy(update={"seed": seed, "batch_size": batch_size, **plain})
+    source = make_source(own, replace(dataset, train=images), device, ranks)
+    pairs = []
+    for epoch in range(VIEWS // 2):
+        encoded = [torch.stack([encode(view) for view in batch.pairs[0]], dim=1) for batch in source.epoch(epoch, 0)]
+        order = torch.cat(list(batches_of(own, epoch, num, 0))).argsort()
+        pairs.append(torch.cat([ranks.gather(part, batch_size) for part in encoded])[order.to(device)])
+    return torch.cat(pairs, dim=1)
 
 
 def _normalised(images: Tensor, dataset: Dataset) -> Tensor:

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +23,7 @@ from simsiam.data.batches import PLAIN_BATCH, Source, batches_of, make_source
 from simsiam.data.dataset import Dataset
 from simsiam.distributed.ranks import ONE_RANK, Gradients, Ranks
 from simsiam.errors import UserError
+from simsiam.evaluation.logistic import fit_logistic
 from simsiam.randomness import derive, generator
 from simsiam.settings.checks import check_ranks
 from simsiam.settings.fields import (
@@ -39,6 +42,8 @@ WEIGHT_STD = 0.01  # of the classifier's start; the biases start at 0
 CROP_AND_FLIP = AugmentSettings(
     crop_scale=(0.08, 1.0), flip_probability=0.5, jitter_probability=0.0, grey_probability=0.0, blur_probability=0.0
 )
+
+PIXEL_PLACES = 8  # along each axis, that the averages of raw pixels are taken over
 
 Encode = Callable[[Tensor], Tensor]  # images (N, C, S, S) -> features (N, num_features)
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]  # an epoch -> features (B, num_features), labels (B,)
@@ -148,6 +153,28 @@ def evaluate_linear(
         "num_features": test.shape[1],
         "seconds": time.monotonic() - started,
     }
+
+
+def raw_pixel_linear_top1(
+    train: NDArray[np.uint8], train_labels: NDArray[np.int64], test: NDArray[np.uint8], labels: NDArray[np.int64]
+) -> float:
+    """Top-1 (percent) of a logistic regression on the pixels, averaged over 8x8 places: what needs no network.
+
+    train: (N, C, H, W), test: (M, C, H, W). The averages are the strongest such features that were found, and quick:
+    on CIFAR-10 (JPEG) they give 41.2 %, 16x16 averages 40.0, all pixels 34.8, or 40.4 without whitening.
+    """
+    both = [
+        torch.cat(
+            [
+                F.adaptive_avg_pool2d(torch.from_numpy(images[start : start + 8192]).float(), PIXEL_PLACES).flatten(1)
+                for start in range(0, len(images), 8192)
+            ]
+        )
+        for images in (train, test)
+    ]
+    averages, test_averages = whiten(*both)
+    classifier = fit_logistic(averages, torch.tensor(train_labels), int(train_labels.max()) + 1)
+    return accuracy(classifier, test_averages, torch.tensor(labels))[0]
 
 
 # --- features ----------------------------------------------------------------------------------------------------

@@ -248,7 +248,12 @@ class EvaluationSettings(Section):
     query_size: Count | None = Field(None, description="test images that are classified, drawn once; null: all")
     diagnostics: bool = Field(
         True,
-        description="log also spectrum, uniformity, centre, cosine of positives and each part's gradient",
+        description="log also spectrum, uniformity, centre, cosine of positives, LiDAR and each part's gradient",
+        json_schema_extra={"in_id": False},
+    )
+    linear: bool = Field(
+        True,
+        description="linear top-1 before the first step and at the end: logistic regression on the bank's features",
         json_schema_extra={"in_id": False},
     )
     stop_after_collapsed: Annotated[int, Field(ge=0)] = Field(
