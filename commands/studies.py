@@ -318,6 +318,7 @@ def _run(
     from experiments.local.pool import LocalRanks, Machine
     from experiments.plan import estimate
     from simsiam.machine import num_cores
+    from simsiam.settings.own_code import keep
 
     device = device_named(device)
     make = partial(plan_for, studies, scale, seeds, overrides, runs, data)
@@ -326,6 +327,7 @@ def _run(
         check_ranks(planned.cell.settings, ranks, "--ranks")
     made = with_images(made, make, say)
     check_writable(runs)
+    keep((planned.cell.settings for planned in made.cells), runs)
     todo = made.unique()
     statuses = made.statuses()
     done = sum(statuses[planned.run_id].state == State.DONE for planned in todo)

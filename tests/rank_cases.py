@@ -36,8 +36,9 @@ from simsiam.settings.checks import validate
 from simsiam.settings.fields import Settings, flatten
 from simsiam.training.logged import relative_std
 from simsiam.training.loop import Hooks, Training, train
-from tests import pictures
+from tests import own_methods, pictures
 from tests.conftest import SMALL
+from tests.own_methods import own
 
 Answers = dict[str, Any]
 CPU = torch.device("cpu")
@@ -64,6 +65,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "k steps": ("simsiam", {"target.cache_steps": 3}),
     "average of each image": ("simsiam", {"predictor.kind": "none", "target.image_average": 0.8}),
     "frozen predictor, two pairs": ("simsiam", {"predictor.kind": "fixed", "loss.symmetry": "asymmetric-2x"}),
+    "Barlow Twins, a loss of one's own": (
+        "simsiam",
+        {"loss.name": own("loss.name", "barlow_twins"), "predictor.kind": "none", "target.stop_gradient": False},
+    ),
+    "all parts of one's own": ("simsiam", own_methods.everything()),
     "LARS, groups": ("simsiam", {"optimizer.name": "lars", "batch_norm.groups": 4}),
 }
 
@@ -83,7 +89,8 @@ def dataset(settings: Any) -> Dataset:
 
 
 def wide(batch: Batch) -> Batch:
-    return Batch(batch.places, tuple((x1.double(), x2.double()) for x1, x2 in batch.pairs))
+    pairs = tuple((x1.double(), x2.double()) for x1, x2 in batch.pairs)
+    return Batch(batch.places, pairs, tuple(x.double() for x in batch.more))
 
 
 class WideTraining(Training):

@@ -22,10 +22,13 @@ from simsiam.evaluation.linear import whiten
 from simsiam.evaluation.logistic import fit_logistic
 from simsiam.model.batch_norm import synchronise
 from simsiam.model.siamese import Output, Siamese
+from simsiam.randomness import derive
 from simsiam.record import checkpoint
 from simsiam.record.curves import MetricsWriter, Point, finite
 from simsiam.settings.checks import check_ranks
 from simsiam.settings.fields import Settings
+from simsiam.settings.own import own_parts
+from simsiam.settings.own_code import look_in
 from simsiam.training import logged
 from simsiam.training.cached_targets import CachedTargets
 from simsiam.training.optim import make_optimizer, set_rates
@@ -82,6 +85,8 @@ class Training:
         check_ranks(settings, ranks.world_size)
         self.settings, self.folder, self.attempt, self.device, self.hooks = settings, folder, attempt, device, hooks
         self.ranks = ranks
+        self.has_own_parts = bool(own_parts(settings))
+        look_in(folder.parent)
         self.source = make_source(settings, dataset, device, ranks)
         self.dataset, self.num_classes = dataset, len(dataset.classes)
         self.num_queries = len(evaluated(settings, dataset, "query"))
@@ -177,12 +182,14 @@ class Training:
         gradients are those of the weighted loss.
         """
         set_rates(self.optimizer, self.settings, self.step, self.steps_per_epoch, self.num_steps)
+        if self.has_own_parts:  # they may draw, as dropout does, and a resume shall draw the same
+            torch.manual_seed(derive(self.settings.seed, "own parts", self.step, self.ranks.rank))
         with self.precision():
             if self.cache.starts_at(self.step):
                 self.cache.fill(self.model, self.batches_from(self.step, self.cache.num_steps))
             self.model.before_forward(self.step, self.num_steps)
             outputs: list[Output] = [
-                self.model(*pair, index=batch.places, step=self.step, cached=cached)
+                self.model(*pair, more=batch.more, index=batch.places, step=self.step, cached=cached)
                 for pair, cached in zip(batch.pairs, self.cache.of(self.step), strict=False)
             ]
         loss = torch.stack([output.loss for output in outputs]).mean()
