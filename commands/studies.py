@@ -135,11 +135,11 @@ def plan(
     if averages:
         text = f"The moving averages of each image's z (Sec. 5.2) take {averages / 1e9:,.3g} GB of memory a run."
         console.print(text, highlight=False)
-    for settings in made.unprepared:
-        if settings.name == "folder":
-            console.print(f"There are no prepared images of {data / settings.path}/ yet.", highlight=False)
+    for name, path in dict.fromkeys((settings.name, settings.path) for settings in made.unprepared):
+        if name == "folder":
+            console.print(f"There are no prepared images of {data / path}/ yet.", highlight=False)
         else:
-            console.print(f"The images of {settings.name} are not there yet; `run` gets them.", highlight=False)
+            console.print(f"The images of {name} are not there yet; `run` gets them.", highlight=False)
 
 
 def run(
