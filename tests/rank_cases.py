@@ -28,7 +28,7 @@ from simsiam.data.dataset import Dataset
 from simsiam.data.sets import load, prepare
 from simsiam.distributed.ranks import Ranks
 from simsiam.distributed.rendezvous import Rendezvous, join
-from simsiam.evaluation.linear import LinearProtocol, evaluate_linear
+from simsiam.evaluation.linear import LinearProtocol, LogisticProtocol, evaluate_linear
 from simsiam.model.batch_norm import convert, synchronise
 from simsiam.model.siamese import Siamese
 from simsiam.record.curves import merge
@@ -214,8 +214,8 @@ def linear(ranks: Ranks) -> list[dict[str, Any]]:
     images = dataset(settings.data)
     backbone = Siamese(settings, images.num_channels, len(images.train)).backbone
     protocols = [
-        LinearProtocol(name="crops", optimizer="lars", batch_size=48, epochs=2, lr=0.5, augmented=True),
-        LinearProtocol(name="plain", optimizer="sgd", batch_size=32, epochs=10, lr=0.3, augmented=False),
+        LinearProtocol(name="crops", optimizer="lars", batch_size=48, epochs=2, lr=0.5),
+        LogisticProtocol(name="plain"),
     ]
     return [evaluate_linear(backbone, settings, images, each, device=CPU, ranks=ranks) for each in protocols]
 
