@@ -37,6 +37,7 @@ from simsiam.machine import CoreWatch
 from simsiam.record import checkpoint, curves
 from simsiam.record.curves import Point
 from simsiam.settings.fields import Settings
+from simsiam.settings.own_code import look_in, loss_ends
 from simsiam.training.loop import Hooks, train
 
 HEARTBEAT_SECONDS = 5.0
@@ -98,7 +99,8 @@ def _train(
     threads = int(earlier[0]["threads"]) if earlier else context.threads
     torch.set_num_threads(threads)
     group.ranks.broadcast((attempt.number, threads))
-    references = reference_lines(settings, dataset, context.runs)
+    look_in(context.runs)
+    references = {**reference_lines(settings, dataset, context.runs), **loss_ends(settings)}
     attempt.write_provenance(references, _provenance(context, dataset, threads, group.ranks.world_size))
     num_steps = settings.epochs * (len(dataset.train) // settings.batch_size)
     attempt.progress = {"num_steps": num_steps, "epochs": settings.epochs}

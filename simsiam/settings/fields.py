@@ -33,6 +33,8 @@ class FrozenDict(dict[str, Any]):
 
 Argument = bool | int | float | str | None
 Arguments = Annotated[dict[str, Argument], AfterValidator(FrozenDict)]
+# Settings that came with parts of one's own: a run folder from before has the core's, and nothing odd about it.
+OF_OWN_PARTS = {"augment.views", "augment.more_views", "projector.kind"}
 ARGUMENTS = Field(FrozenDict(), description="what a part of one's own is given beside, by name: the study's to say")
 
 
