@@ -25,7 +25,7 @@ from analysis.frames import cache
 from analysis.frames.run_files import PROVENANCE_TEXTS, Contents, note_missing, number, read_contents, read_object, text
 from experiments.runs.folder import RunFolder
 from simsiam.record.catalogue import CATALOGUE, CURVES
-from simsiam.settings.fields import OF_OWN_PARTS, Settings, flatten, is_argument
+from simsiam.settings.fields import NEW_SETTINGS, Settings, flatten, is_argument
 
 POINT_COLUMNS = (  # of each logged point; the metrics among them are those that every run logs
     "epoch",  # passes over the training set, fractional
@@ -189,7 +189,7 @@ def _with_defaults(found: Mapping[str, Any] | None, defaults: Mapping[str, Any],
     if unknown:
         notes.append(f"settings unknown to this version: {', '.join(sorted(unknown))[:200]}")
     damaged = {note.split(": ")[1] for note in notes if note.startswith("config.yaml: ")}
-    lacking = defaults.keys() - found.keys() - damaged - OF_OWN_PARTS
+    lacking = defaults.keys() - found.keys() - damaged - NEW_SETTINGS
     if lacking:
         names = ", ".join(sorted(lacking)[:3]) + (" ..." if len(lacking) > 3 else "")
         notes.append(f"settings of an older version: {len(lacking)} taken from the defaults ({names})")

@@ -33,8 +33,8 @@ class FrozenDict(dict[str, Any]):
 
 Argument = bool | int | float | str | None
 Arguments = Annotated[dict[str, Argument], AfterValidator(FrozenDict)]
-# Settings that came with parts of one's own: a run folder from before has the core's, and nothing odd about it.
-OF_OWN_PARTS = {"augment.views", "augment.more_views", "projector.kind"}
+# Settings whose default is what a run folder without them has; there is nothing odd about it.
+NEW_SETTINGS = {"augment.views", "augment.more_views", "projector.kind", "code"}
 ARGUMENTS = Field(FrozenDict(), description="what a part of one's own is given beside, by name: the study's to say")
 
 
@@ -302,6 +302,9 @@ class Settings(Section):
     batch_size: Annotated[int, Field(ge=2)] = Field(512, description="images in a step, over all ranks")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: autocast of the networks; losses, BN statistics and updates stay float32"
+    )
+    code: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")] = Field(
+        "", description="made anew with this training code (`run --retrain`); empty: with whichever made it"
     )
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
