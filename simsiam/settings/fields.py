@@ -364,6 +364,11 @@ def is_argument(path: str) -> bool:
     return name.isidentifier() and section in sections() and "arguments" in sections()[section].model_fields
 
 
+def is_setting(path: str) -> bool:
+    """Whether a dotted path is that of a setting, an argument of one's own part included."""
+    return path in default_values() or is_argument(path)
+
+
 def description(path: str) -> str:
     """The one-line description of the setting at a dotted path."""
     section, _, leaf = (path.rpartition(".")[0] if is_argument(path) else path).rpartition(".")
