@@ -17,13 +17,16 @@ from commands.options import (
     DEFAULT_RUNS,
     FAILURE,
     Data,
+    Retrain,
     Runs,
     ScaleName,
     Seeds,
     Set,
     StudyName,
     check_writable,
+    other_code_of,
     plan_for,
+    retrained,
     same_options,
     scale_named,
     studies_named,
@@ -50,6 +53,7 @@ def launch(
     scale: ScaleName = None,
     set_: Set = None,
     seeds: Seeds = None,
+    retrain: Retrain = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be submitted; submit nothing.")] = False,
     supervise: Annotated[
         bool, typer.Option("--supervise", help="Stay, and submit again what is lost, until the grid is done.")
@@ -64,8 +68,13 @@ def launch(
     runs, data = _places(chosen, runs, data)
     launcher = launcher_for(chosen)
     chosen_scale = scale_named(scale)
-    make = partial(plan_for, studies_named(study), chosen_scale, seeds, set_, runs, data)
+    studies = studies_named(study)
+    if retrain:
+        _, set_ = retrained(lambda given: plan_for(studies, chosen_scale, seeds, given, runs, data), set_)
+    make = partial(plan_for, studies, chosen_scale, seeds, set_, runs, data)
     made = make()
+    if other := other_code_of(made):
+        say(str(other))
     if dry_run:
         return _estimate(made, launcher.preview(made, say), "GPU hours" if chosen.profile.on_gpu else "hours")
     launcher.check(made)

@@ -13,6 +13,7 @@ from simsiam.errors import SettingsError
 
 if TYPE_CHECKING:
     from experiments.plan import Plan
+    from experiments.runs.code_changes import OtherCode
     from experiments.studies.study import Scale, Study
 
 USAGE, FAILURE, STOPPED = 2, 1, 130  # exit codes
@@ -46,6 +47,9 @@ RanksEach = Annotated[
     typer.Option("--ranks", min=1, metavar="N", help="Processes that train each cell together, a core or a GPU each."),
 ]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Take up cells that failed before, too.")]
+Retrain = Annotated[
+    bool, typer.Option("--retrain", help="Train anew, beside the old runs, what other training code had made.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 
@@ -127,6 +131,30 @@ def _try_own_parts(made: Plan, *, before_data: bool) -> None:
         for each in own:
             grey = each.data.name == "fashion-mnist"
             try_own_parts(each, (1 if grey else 3) if before_data else load(each.data, made.data).num_channels)
+
+
+def other_code_of(made: Plan) -> OtherCode | None:
+    """Of a plan's done runs, those that other training code made than that at hand."""
+    from experiments.runs.code_changes import other_code
+    from experiments.runs.states import State
+
+    return other_code(made.runs, [run for run, status in made.statuses().items() if status.state == State.DONE])
+
+
+def retrained(make: Callable[[list[str] | None], Plan], overrides: list[str] | None) -> tuple[Plan, list[str] | None]:
+    """The plan whose runs the code at hand makes anew, if other code made any of them, and the overrides that say so.
+
+    ``make``: plans with overrides.
+    """
+    from commands.console import say
+    from experiments.runs.code_changes import training_code
+
+    made = make(overrides)
+    if other_code_of(made) is None:
+        say("--retrain: no done run was made by other training code; nothing is made anew.")
+        return made, overrides
+    anew = [*(overrides or []), f"code={training_code()}"]
+    return make(anew), anew
 
 
 def require_runs(plans: list[Plan], purpose: str) -> None:

@@ -25,6 +25,7 @@ from commands.options import (
     Seeds,
     Set,
     StudyName,
+    other_code_of,
     plan_for,
     require_runs,
     scale_named,
@@ -150,6 +151,8 @@ def _report(made: Plan, out: Path, seeds: str | None, command: str, live: Live |
     (study,) = made.studies
     variants = report_variants(study, made, None if seeds is None else seeds_from_text(seeds))
     scale, note = made.scale.name, made.scale.note
+    other = other_code_of(made)
+    note = " ".join(text for text in (note, "" if other is None else str(other)) if text)
     return write_report(study, variants, made.runs, out, scale=scale, note=note, command=command, live=live)
 
 

@@ -24,6 +24,7 @@ from commands.options import (
     Device,
     Jobs,
     RanksEach,
+    Retrain,
     Retry,
     Runs,
     ScaleName,
@@ -34,7 +35,9 @@ from commands.options import (
     check_writable,
     device_named,
     num_gpus,
+    other_code_of,
     plan_for,
+    retrained,
     same_options,
     scale_named,
     studies_named,
@@ -103,12 +106,16 @@ def plan(
     scale: ScaleName = None,
     set_: Set = None,
     seeds: Seeds = None,
+    retrain: Retrain = False,
     as_json: AsJson = False,
 ) -> None:
     """Dry run: the cells, their ids, what is done already, an estimate of time and disk. Trains nothing."""
     from experiments.plan import average_bytes, estimate, plan_json
 
-    made = plan_for(studies_named(study), scale_named(scale), seeds, set_, runs, data)
+    studies, chosen = studies_named(study), scale_named(scale)
+    made = plan_for(studies, chosen, seeds, set_, runs, data)
+    if retrain:
+        made, set_ = retrained(lambda overrides: plan_for(studies, chosen, seeds, overrides, runs, data), set_)
     statuses = made.statuses()
     todo = [planned for planned in made.unique() if statuses[planned.run_id].state != State.DONE]
     estimates = [estimate(planned.cell.settings, made.scale) for planned in todo]
@@ -125,6 +132,8 @@ def plan(
     todo_text = f"{count(len(made.cells), 'cell')}, {count(len(statuses), 'run')}, {len(todo)} to do"
     cost = f"about {about(seconds)}, one after another, on {made.scale.speed.device}; about {size / 1e6:,.0f} MB"
     console.print(f"\n{todo_text}: {cost} in {runs}/", highlight=False)
+    if other := other_code_of(made):
+        console.print(str(other), highlight=False)
     averages = max(
         (
             average_bytes(planned.cell.settings, planned.cell.settings.data.num_train or made.scale.num_train)
@@ -152,13 +161,27 @@ def run(
     jobs: Jobs = None,
     ranks: RanksEach = 1,
     retry_failed: Retry = False,
+    retrain: Retrain = False,
     device: Device = "auto",
 ) -> None:
     """Train a study's cells on this machine; what is done already is not done again.
 
     Ctrl-C once: every running cell writes a checkpoint and stops; the same command goes on from there. Twice: at once.
     """
-    _run(studies_named(study), study, scale_named(scale), seeds, set_, runs, data, jobs, ranks, retry_failed, device)
+    _run(
+        studies_named(study),
+        study,
+        scale_named(scale),
+        seeds,
+        set_,
+        runs,
+        data,
+        jobs,
+        ranks,
+        retry_failed,
+        retrain,
+        device,
+    )
 
 
 def grid(
@@ -171,6 +194,7 @@ def grid(
     jobs: Jobs = None,
     ranks: RanksEach = 1,
     retry_failed: Retry = False,
+    retrain: Retrain = False,
     device: Device = "auto",
 ) -> None:
     """Train every combination of some settings, without a study file, e.g. `grid optimizer.lr=0.02,0.05 epochs=2,4`.
@@ -183,7 +207,7 @@ def grid(
     chosen = scale_named(scale)
     plan_for([study], chosen, seeds, set_, runs, data)  # finds every mistake before a file is written
     path = save_grid(study, runs)
-    _run([study], str(path), chosen, seeds, set_, runs, data, jobs, ranks, retry_failed, device)
+    _run([study], str(path), chosen, seeds, set_, runs, data, jobs, ranks, retry_failed, retrain, device)
 
 
 def status(
@@ -254,6 +278,8 @@ def _print_status(made: Plan, found: GridStatus, console: Console) -> None:
         console.print(f"There is no folder {made.runs.absolute()}; --runs names another one.", soft_wrap=True)
     for note in found.notes:
         console.print(note, soft_wrap=True)
+    if other := other_code_of(made):
+        console.print(str(other), highlight=False)
 
 
 def show_config(
@@ -311,6 +337,7 @@ def _run(
     jobs: int | None,
     ranks: int,
     retry_failed: bool,
+    retrain: bool,
     device: str,
 ) -> None:
     from commands.live_grid import GridView
@@ -321,6 +348,8 @@ def _run(
     from simsiam.settings.own_code import keep
 
     device = device_named(device)
+    if retrain:
+        _, overrides = retrained(lambda given: plan_for(studies, scale, seeds, given, runs, data), overrides)
     make = partial(plan_for, studies, scale, seeds, overrides, runs, data)
     made = make()
     for planned in made.cells:
@@ -338,6 +367,8 @@ def _run(
     threads = max(1, num_cores() // (num_workers * ranks))
     seconds = sum(estimate(planned.cell.settings, scale).seconds for planned in left) / num_workers
     say(f"{made.title}: {count(len(todo), 'run')} at scale {scale.name}, {done} done.")
+    if other := other_code_of(made):
+        say(str(other))
     if left:
         duration = f"about {about(seconds)} if each has {scale.speed.device} to itself"
         say(f"{len(left)} to train, {num_workers} at a time, in {duration}. Ctrl-C stops; the same command goes on.")

@@ -25,8 +25,11 @@ from analysis.figures import style
 from analysis.figures.fonts import use_fonts_for
 from analysis.figures.layout import legend_columns, reference_lines, reference_values
 from analysis.frames.load import counts
+from simsiam.settings.fields import is_setting
+from simsiam.settings.identity import outside_id
 
 METRIC = "final_knn_top1"
+LINE = "line"  # a column: the label of each run's line
 LABELS = {
     "batch_size": "batch size",
     "optimizer.lr": "base learning rate",
@@ -59,21 +62,24 @@ def plot_sweep(
 ) -> Figure:
     """Final kNN accuracy against a setting, and in a second panel the paper's numbers against the same.
 
-    ``runs`` as of :func:`analysis.load_runs`; ``setting`` the column that is swept. Variants (column ``variant``) whose
-    names share the part before the first comma are one line: "BYOL, 1x" and "BYOL, 2x" are BYOL's. ``paper``: its
-    top-1 by variant; without it there is one panel. ``base``: the variant whose value of the setting is 1 on the axis,
+    ``runs`` as of :func:`analysis.load_runs`; ``setting`` the column that is swept, of numbers. What is one line says
+    :func:`lines_of`: no point is a mean over anything but seeds. ``paper``: its top-1 by variant (column ``variant``);
+    without it there is one panel. ``base``: the variant whose value of the setting is 1 on the axis,
     so that another scale's values stand under the same factors; without it the axis has the values themselves. A point
-    is the mean over the seeds that count (:func:`analysis.frames.load.counts`), a bar from the lowest to the highest, a
-    hollow point a collapsed run. ``width`` is in inches. Raises ValueError if ``runs`` has no such column or variant.
+    is the mean over the seeds that count (:func:`analysis.frames.load.counts`), a band from the lowest to the highest,
+    a hollow point a collapsed run. ``width`` is in inches. Raises ValueError if ``runs`` has no such column or variant,
+    or runs of several configurations that nothing in the frame tells apart.
     """
     if setting not in runs:
         raise ValueError(f"setting: {setting!r} is not a column of the runs")
+    if not pd.api.types.is_numeric_dtype(runs[setting]) and runs[setting].map(_is_no_number).any():
+        raise ValueError(f"setting: {setting!r} has values that are no numbers; only numbers can be an axis")
     unit = 1.0
     if base is not None:
         if base not in set(runs["variant"].astype(str)):
             raise ValueError(f"base: {base!r} is not a variant of the runs")
         unit = float(runs.loc[runs["variant"].astype(str) == base, setting].iloc[0])
-    runs = runs.assign(**{METRIC: runs[METRIC].where(counts(runs))})
+    runs = runs.assign(**{METRIC: runs[METRIC].where(counts(runs)), LINE: lines_of(runs, setting)})
     ours = list(_our_lines(runs, setting, unit))
     theirs = list(_paper_lines(runs, setting, unit, paper or {}))
     with matplotlib.rc_context(style.RC):
@@ -107,25 +113,89 @@ def plot_sweep(
         return figure
 
 
-def _name(variant: Any) -> str:
-    return str(variant).partition(",")[0]
+def _is_no_number(value: object) -> bool:
+    return isinstance(value, bool) or not isinstance(value, int | float | None)
+
+
+# --- what is one line ---------------------------------------------------------------------------------------------
+
+
+def lines_of(runs: pd.DataFrame, setting: str) -> pd.Series[str]:
+    """The label of the line that each run belongs to, where ``setting`` is the axis.
+
+    Variants whose names share the part before the first comma are one line: "BYOL, 1x" and "BYOL, 2x" are BYOL's; the
+    values that a grid writes into a name are left to the settings. Where one line would have several configurations at
+    one place, it is told apart by the settings in which they differ. Raises ValueError where there is none.
+    """
+    names = pd.Series("", index=runs.index)
+    if "variant" in runs:
+        found = runs["variant"].astype(str).map(_name)
+        if found.nunique() < runs["variant"].nunique():  # else each name is a point of one line
+            names = found
+    identity = runs["config" if "config" in runs else "variant"].astype(str)
+    lines = names.astype(object)
+    for name, line in runs.groupby(names):
+        chosen = _telling_apart(line, setting, identity[line.index])
+        for index, run in line.iterrows():
+            lines[index] = ", ".join(
+                [str(name)] * bool(name) + [f"{label_of(path)} {_text(run[path])}" for path in chosen]
+            )
+    return lines.astype(str)
+
+
+def _name(variant: str) -> str:
+    """What comes before the first comma, without the ``setting=value`` of a grid."""
+    parts = [part for part in variant.split(", ") if not is_setting(part.partition("=")[0]) or "=" not in part]
+    return parts[0] if parts else ""
+
+
+def _telling_apart(line: pd.DataFrame, setting: str, identity: pd.Series[str]) -> list[str]:
+    """The fewest settings, one after the other, that leave one configuration at each place of a line."""
+    candidates = [
+        path
+        for path in map(str, line)
+        if is_setting(path) and path not in ("seed", setting) and path not in outside_id()
+    ]
+    texts = line[candidates].astype(object).map(_text)
+    keys, chosen = line[setting].map(_text), list[str]()
+
+    def num_mixed(keys: pd.Series[str]) -> int:
+        return int((identity.groupby(keys).nunique() - 1).sum())
+
+    while num_mixed(keys) > 0:
+        left = {path: num_mixed(keys + "|" + texts[path]) for path in candidates}
+        best = min(left, key=left.__getitem__, default=None)
+        if best is None or left[best] >= num_mixed(keys):
+            raise ValueError(
+                f"setting: at one {setting} there are runs of several configurations"
+                f" ({', '.join(sorted(set(identity))[:4])}) that no column tells apart; a mean is over seeds alone"
+            )
+        chosen.append(best)
+        keys = keys + "|" + texts[best]
+    return chosen
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def _our_lines(runs: pd.DataFrame, setting: str, unit: float) -> Iterator[Line]:
-    names = runs["variant"].map(_name).astype(str)
-    several = len(set(names)) < runs["variant"].nunique()  # else each name is a point of one line
-    for name in dict.fromkeys(names) if several else [""]:
-        of_line = runs[names == name] if several else runs
-        known = of_line.dropna(subset=[METRIC])
+    for name in dict.fromkeys(runs[LINE]):
+        known = runs[runs[LINE] == name].dropna(subset=[METRIC])
         points = {float(x) / unit: tuple(group[METRIC]) for x, group in known.groupby(setting)}
         yield Line(name, points)
 
 
 def _paper_lines(runs: pd.DataFrame, setting: str, unit: float, paper: Mapping[str, float]) -> Iterator[Line]:
+    if not paper:
+        return
     variants = runs.drop_duplicates("variant")
     for line in _our_lines(variants.assign(**{METRIC: variants["variant"].astype(str).map(paper)}), setting, unit):
         if line.points:
             yield line
+
+
+# --- drawing ------------------------------------------------------------------------------------------------------
 
 
 def _draw(ax: Axes, line: Line, look: tuple[str, Any]) -> None:
@@ -134,6 +204,9 @@ def _draw(ax: Axes, line: Line, look: tuple[str, Any]) -> None:
     values = [line.points[x] for x in xs]
     mean = [float(np.mean(value)) for value in values]
     ax.plot(xs, mean, color=colour, linestyle=dashes, linewidth=1.2, marker="o", markersize=3.5)
+    low, high = [min(value) for value in values], [max(value) for value in values]
+    if len(xs) > 1 and low != high:
+        ax.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
     for x, value in zip(xs, values, strict=True):
         if len(value) > 1:
             ax.plot([x, x], [min(value), max(value)], color=colour, linewidth=0.8)
@@ -144,7 +217,7 @@ def _mark_collapsed(
 ) -> None:
     """A hollow point over each run that collapsed."""
     for _, run in runs.iterrows():
-        colour = looks.get(_name(run["variant"]), looks.get("", ("black", "-")))[0]
+        colour = looks[run[LINE]][0]
         if math.isfinite(run[METRIC]):
             at = [run[setting] / unit], [run[METRIC]]
             ax.plot(*at, color=colour, marker="o", markersize=3.5, markerfacecolor="white", linestyle="none")

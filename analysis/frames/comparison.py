@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.frames.load import load_runs
-from simsiam.settings.fields import Settings, flatten
+from simsiam.settings.fields import Settings, flatten, is_argument
 
 
 def load_chosen(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -35,7 +35,7 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
     A setting that is not known of a run is a dash. Settings that are not known of any are left out.
     """
     found = {}
-    for path in flatten(Settings()):
+    for path in (*flatten(Settings()), *filter(is_argument, runs.columns)):
         if path not in runs:
             continue
         texts = [_text(value) for value in runs[path].astype(object)]

@@ -25,7 +25,7 @@ from analysis.frames import cache
 from analysis.frames.run_files import PROVENANCE_TEXTS, Contents, note_missing, number, read_contents, read_object, text
 from experiments.runs.folder import RunFolder
 from simsiam.record.catalogue import ACCURACY, CATALOGUE, CURVES
-from simsiam.settings.fields import Settings, flatten
+from simsiam.settings.fields import NEW_SETTINGS, Settings, flatten, is_argument
 
 POINT_COLUMNS = (  # of each logged point; the metrics among them are those that every run logs
     "epoch",  # passes over the training set, fractional
@@ -48,6 +48,8 @@ RUN_COLUMNS = (
     "reference_raw_pixels",  # percent, kNN on raw pixels
     "reference_raw_pixels_linear",
     "reference_chance",  # percent
+    "reference_loss_chance",  # what a loss of one's own says of itself, if it does
+    "reference_loss_optimum",
     "seconds",  # wall time, over all attempts
     "device_seconds",
     "threads",
@@ -190,11 +192,11 @@ def _with_defaults(found: Mapping[str, Any] | None, defaults: Mapping[str, Any],
     """All settings: a switch that is newer than the folder has a default that keeps the old behaviour."""
     if found is None:
         return {}
-    unknown = found.keys() - defaults.keys()
+    unknown = {path for path in found.keys() - defaults.keys() if not is_argument(path)}
     if unknown:
         notes.append(f"settings unknown to this version: {', '.join(sorted(unknown))[:200]}")
     damaged = {note.split(": ")[1] for note in notes if note.startswith("config.yaml: ")}
-    lacking = defaults.keys() - found.keys() - damaged
+    lacking = defaults.keys() - found.keys() - damaged - NEW_SETTINGS
     if lacking:
         names = ", ".join(sorted(lacking)[:3]) + (" ..." if len(lacking) > 3 else "")
         notes.append(f"settings of an older version: {len(lacking)} taken from the defaults ({names})")

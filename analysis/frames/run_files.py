@@ -128,11 +128,13 @@ def _settings(folder: Path, notes: list[str]) -> dict[str, Any] | None:
     try:
         content = _text(folder / "config.yaml", MOST_BYTES)
         nested = yaml.load(content, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        flat = {
-            f"{key}.{leaf}" if leaf else str(key): value
-            for key, section in nested.items()
-            for leaf, value in (section.items() if isinstance(section, dict) else [("", section)])
-        }
+        flat: dict[str, Any] = {}
+        for key, section in nested.items():
+            for leaf, value in section.items() if isinstance(section, dict) else [("", section)]:
+                if leaf == "arguments" and isinstance(value, dict):  # of one's own part, each a setting
+                    flat |= {f"{key}.arguments.{name}": given for name, given in value.items()}
+                else:
+                    flat[f"{key}.{leaf}" if leaf else str(key)] = value
     except (FileNotFoundError, NotADirectoryError):
         notes.append("no config.yaml")
         return None
@@ -293,7 +295,8 @@ def _provenance(folder: Path, notes: list[str]) -> dict[str, Any]:
     note_missing(references, ("raw_pixels", "chance"), "provenance.json: references", notes)
     row: dict[str, Any] = {
         f"reference_{name}": number(references.get(name), f"provenance.json: references.{name}", notes)
-        for name in ("raw_pixels", "raw_pixels_linear", "chance")
+        # The last two are of a loss of one's own.
+        for name in ("raw_pixels", "raw_pixels_linear", "chance", "loss_chance", "loss_optimum")
     }
     listed = _part(content, "attempts", list, notes)
     attempts = [attempt for attempt in listed if isinstance(attempt, dict)]

@@ -118,10 +118,10 @@ def split_settings(
 ) -> tuple[list[tuple[str, str, list[str]]], list[tuple[str, str, str]]]:
     """What tells the variants apart (path, meaning, value of each) and what they share (path, meaning, value)."""
     differing, shared = [], []
-    for path in next(iter(settings.values()), {}):
+    for path in dict.fromkeys(path for flat in settings.values() for path in flat):
         if path == "seed":
             continue
-        values = [show(flat[path]) for flat in settings.values()]
+        values = [show(flat[path]) if path in flat else "-" for flat in settings.values()]
         if len(set(values)) > 1:
             differing.append((path, description(path), values))
         else:

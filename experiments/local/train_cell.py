@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from experiments.launcher import RunContext
+from experiments.runs.code_changes import training_code
 from experiments.runs.folder import Attempt, Heartbeats, LeaseLostError, RunFolder, own_job, read_json, write_json
 from experiments.runs.provenance import code, processor
 from experiments.runs.states import CellResult, End, State
@@ -38,6 +39,7 @@ from simsiam.machine import CoreWatch
 from simsiam.record import checkpoint, curves
 from simsiam.record.curves import Point
 from simsiam.settings.fields import Settings
+from simsiam.settings.own_code import look_in, loss_ends
 from simsiam.training.loop import Hooks, train
 
 HEARTBEAT_SECONDS = 5.0
@@ -47,6 +49,10 @@ MAX_WITHOUT_PROGRESS = 3  # attempts of a run
 
 class RankFailedError(UserError):
     """Another rank of a run has failed; the message is what it has reported."""
+
+
+class OtherCodeError(UserError):
+    """A run that is made anew with some code cannot be made with another."""
 
 
 def run_cell(
@@ -99,7 +105,12 @@ def _train(
     threads = int(earlier[0]["threads"]) if earlier else context.threads
     torch.set_num_threads(threads)
     group.ranks.broadcast((attempt.number, threads))
-    references = reference_lines(settings, dataset, context.runs)
+    if settings.code and settings.code != training_code():
+        raise OtherCodeError(
+            f"this run is to be trained with the code {settings.code}; that at hand is {training_code()}  [code]"
+        )
+    look_in(context.runs)
+    references = {**reference_lines(settings, dataset, context.runs), **loss_ends(settings)}
     attempt.write_provenance(references, _provenance(context, dataset, threads, group.ranks.world_size))
     num_steps = settings.epochs * (len(dataset.train) // settings.batch_size)
     attempt.progress = {"num_steps": num_steps, "epochs": settings.epochs}

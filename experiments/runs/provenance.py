@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 import sys
@@ -10,19 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from experiments.runs.code_changes import ROOT as ROOT
+from experiments.runs.code_changes import code_hash, training_files
 from experiments.runs.folder import read_json
 
-ROOT = Path(__file__).absolute().parents[2]
 COMMIT = "commit.json"  # in a copy of the code, where it was copied from
 
 
 @cache
 def code() -> dict[str, Any]:
-    """Which code makes the numbers: a hash of the core's sources and, in a checkout, its commit."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "simsiam").rglob("*.py")):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    hash_of_code = {"code": digest.hexdigest()[:16]}
+    """Which code makes the numbers: a hash of the core, one of each file that trains and, in a checkout, its commit."""
+    hash_of_code = {"code": code_hash(), "files": training_files()}
     if (ROOT / COMMIT).exists():  # a copy that `launch` made, which knows where from
         return {**hash_of_code, **(read_json(ROOT / COMMIT) or {})}
     return {**hash_of_code, **commit_of(ROOT)}

@@ -33,6 +33,8 @@ class FrozenDict(dict[str, Any]):
 
 Argument = bool | int | float | str | None
 Arguments = Annotated[dict[str, Argument], AfterValidator(FrozenDict)]
+# Settings whose default is what a run folder without them has; there is nothing odd about it.
+NEW_SETTINGS = {"augment.views", "augment.more_views", "projector.kind", "code"}
 ARGUMENTS = Field(FrozenDict(), description="what a part of one's own is given beside, by name: the study's to say")
 
 
@@ -306,6 +308,9 @@ class Settings(Section):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: autocast of the networks; losses, BN statistics and updates stay float32"
     )
+    code: Annotated[str, Field(pattern="^([0-9a-f]{16})?$")] = Field(
+        "", description="made anew with this training code (`run --retrain`); empty: with whichever made it"
+    )
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
     second_view: SecondViewSettings = SecondViewSettings()
@@ -362,6 +367,11 @@ def is_argument(path: str) -> bool:
     """Whether a dotted path is that of an argument of one's own part, such as ``loss.arguments.weight``."""
     section, _, name = path.partition(".arguments.")
     return name.isidentifier() and section in sections() and "arguments" in sections()[section].model_fields
+
+
+def is_setting(path: str) -> bool:
+    """Whether a dotted path is that of a setting, an argument of one's own part included."""
+    return path in default_values() or is_argument(path)
 
 
 def description(path: str) -> str:

@@ -149,3 +149,21 @@ def blamed(settings: Settings, path: str) -> Iterator[None]:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).stem == module]
         at = f"{module}.py, line {frames[-1].lineno}: " if frames else ""
         raise OwnPartError(f"{path}: {name}: {at}{type(error).__name__}: {error}") from error
+
+
+def loss_ends(settings: Settings) -> dict[str, float]:
+    """What one's own loss says of itself: ``loss_chance``, of unrelated views, and ``loss_optimum``, its best value.
+
+    Attributes ``chance`` and ``optimum`` of the function or class: numbers, or functions of what they ask for of
+    ``dim``, ``batch_size`` and the loss's arguments. Empty for the losses of the core.
+    """
+    ends = dict[str, float]()
+    if "loss.name" in own_parts(settings):
+        part = load_own(settings.loss.name)
+        known = {"dim": settings.projector.output_dim, "batch_size": settings.batch_size, **settings.loss.arguments}
+        for name in ("chance", "optimum"):
+            value = getattr(part, name, None)
+            if value is not None:
+                with blamed(settings, "loss.name"):
+                    ends[f"loss_{name}"] = float(value(**wanted(value, known)) if callable(value) else value)
+    return ends

@@ -8,7 +8,7 @@ from simsiam.data.batches import num_pairs, own_views
 from simsiam.model.siamese import PARTS, Siamese
 from simsiam.settings.fields import Settings
 from simsiam.settings.own import own_parts
-from simsiam.settings.own_code import OwnPartError
+from simsiam.settings.own_code import OwnPartError, loss_ends
 
 MOST_IMAGES = 8
 
@@ -31,6 +31,7 @@ def try_own_parts(settings: Settings, num_channels: int) -> None:
         views = [torch.randn(num, num_channels, size, size, generator=draws) for _ in range(2)]
     if not parts.keys() & PARTS.keys():
         return
+    loss_ends(settings)
     model = Siamese(settings, num_channels, num)
     more = views[2 * num_pairs(settings) :]
     loss = model(views[0], views[1], more=more, index=torch.arange(num)).loss

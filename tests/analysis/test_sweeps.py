@@ -64,6 +64,45 @@ def test_names_before_the_comma_are_lines() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["BYOL", "SwAV"]
 
 
+def grid(seeds: int = 2, **changes: float) -> pd.DataFrame:
+    """lr x batch size; the accuracy says which: 10 lr + batch size / 10, and the seed in hundredths."""
+    return pd.DataFrame(
+        {
+            "variant": f"optimizer.lr={lr:g}, batch_size={size}",
+            "config": f"{lr}{size}",
+            "seed": seed,
+            "optimizer.lr": lr,
+            "batch_size": size,
+            "evaluation.diagnostics": True,
+            "final_knn_top1": 10 * lr + size / 10 + seed / 100,
+            "state": "done",
+            "outcome": "healthy",
+            "reference_raw_pixels": math.nan,
+            "reference_chance": math.nan,
+            "untrained_knn_top1": math.nan,
+        }
+        | changes
+        for lr in (0.03, 0.3)
+        for size in (32, 64)
+        for seed in range(seeds)
+    )
+
+
+@pytest.mark.parametrize("columns", [[], ["variant"]])
+def test_lines_of_a_grid_are_told_apart_by_what_else_it_varies(columns: list[str]) -> None:
+    """And so from a notebook, where no variants are known."""
+    figure = plot_sweep(grid().drop(columns=columns), "optimizer.lr")
+    lines = [line for line in curves(figure, 0) if len(line) > 1 and line[0, 0] != line[1, 0]]
+    means = [[[lr, 10 * lr + size / 10 + 0.005] for lr in (0.03, 0.3)] for size in (32, 64)]
+    np.testing.assert_allclose(lines, means)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["batch size 32", "batch size 64"]
+
+
+def test_no_mean_is_taken_over_anything_but_seeds() -> None:
+    with pytest.raises(ValueError, match="that no column tells apart; a mean is over seeds alone"):
+        plot_sweep(grid().drop(columns=["batch_size"]), "optimizer.lr")
+
+
 @pytest.mark.parametrize("width", [style.ONE_COLUMN, style.TWO_COLUMNS])
 def test_a_legend_of_many_lines_stays_inside(width: float) -> None:
     names = ("SimCLR", "MoCo v2", "BYOL", "SwAV", "SimSiam", "a name that is longer")
@@ -93,5 +132,7 @@ def test_unknown_columns_and_variants_are_refused() -> None:
     runs = sweep({"a": 64})
     with pytest.raises(ValueError, match="'batchsize' is not a column"):
         plot_sweep(runs, "batchsize")
+    with pytest.raises(ValueError, match="only numbers can be an axis"):
+        plot_sweep(runs.assign(**{"loss.name": "cosine"}), "loss.name")
     with pytest.raises(ValueError, match="'1x' is not a variant"):
         plot_sweep(runs, "batch_size", base="1x")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from analysis import load_runs
 from simsiam.data.batches import make_source
 from simsiam.data.sets import load, prepare
 from simsiam.distributed.ranks import ONE_RANK, Ranks
@@ -312,6 +315,22 @@ def test_a_study_finds_its_module_beside_it_and_an_edit_makes_new_runs(command: 
     assert "must give one number" in refused.stderr
     assert len([name for name in os.listdir(tmp_path / "runs") if not name.startswith(".")]) == 1
     assert "Traceback" not in refused.stderr
+
+
+def test_diagnose_measures_an_own_loss_by_what_it_says_of_itself(command: Command, tmp_path: Path) -> None:
+    ends = "loss.optimum = 0.0\nloss.chance = lambda dim, weight: 2 * weight * dim\n"
+    written(tmp_path, mine=LOSS + ends)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    options = ("study.yaml", "--scale", "smoke", "--seeds", "1")
+    assert command("run", *options).returncode == 0
+    (told,) = json.loads(command("diagnose", *options, "--json").stdout)
+    assert re.search(r"The loss \(mine:loss\) is .* % of the way from chance", " ".join(told["evidence"]))
+    _, runs = load_runs(tmp_path / "runs")
+    assert runs.loc[0, "reference_loss_chance"] == 2 * 0.5 * 64
+    assert runs.loc[0, "loss.arguments.weight"] == 0.5
+    assert runs.loc[0, "note"] == ""
+    report = command("report", *options)
+    assert report.returncode == 0, report.stderr
 
 
 def test_arguments_are_axes_of_a_grid(command: Command, tmp_path: Path) -> None:
