@@ -27,6 +27,7 @@ def curves(kind: str, seed: int, epochs: int, until: float, knn: float) -> list[
     """Points like those of a run that is ``healthy``, ``collapsed`` or ``diverged``, up to epoch ``until``."""
     random = np.random.default_rng(seed)
     points: list[dict[str, Any]] = [{"epoch": 0.0, "step": 0, "knn_top1": 52.0 + seed, "effective_rank": 28.0}]
+    points[0]["linear_top1"] = 57.0 + seed
     for step in range(1, epochs * STEPS_PER_EPOCH + 1):
         epoch = step / STEPS_PER_EPOCH
         if epoch > until:
@@ -48,6 +49,8 @@ def curves(kind: str, seed: int, epochs: int, until: float, knn: float) -> list[
             top1 = 52 + (knn - 52) * (1 - np.exp(-epoch)) / (1 - np.exp(-epochs)) + random.normal(0, 0.4)
             points.append({"epoch": epoch, "step": step, "knn_top1": top1, "effective_rank": 140.0 + seed})
             points[-1]["spectrum"] = [0.2, 0.1, 0.01]
+            if epoch == epochs:
+                points[-1]["linear_top1"] = top1 + 4
     return points
 
 
@@ -66,7 +69,9 @@ def write_run(
         "command": "run_ablation.py run study", "data_fingerprint": FINGERPRINT, "started": "2026-01-02T03:04:05Z",
     }  # fmt: skip
     (folder / "provenance.json").write_text(
-        json.dumps({"references": {"raw_pixels": 82.1, "chance": 10.0}, "attempts": [attempt]})
+        json.dumps(
+            {"references": {"raw_pixels": 82.1, "raw_pixels_linear": 83.0, "chance": 10.0}, "attempts": [attempt]}
+        )
     )
     points = curves(kind, seed, config.epochs, until, knn)
     final: dict[str, Any] = {}

@@ -23,6 +23,7 @@ class Summary:
     accuracy: float  # mean over the runs that ended, percent; NaN if there is none
     accuracy_text: str
     measure: str  # of the accuracy, in words
+    knn: float  # likewise, of the kNN
     num_runs: int
     outcomes: dict[str, int]  # what runs came to, or how far they are, and how many
     loss: float
@@ -60,6 +61,7 @@ def summaries(runs: pd.DataFrame) -> list[Summary]:
                 accuracy=float(values.mean()),
                 accuracy_text=text,
                 measure=METRICS[metric].name_in_table,
+                knn=float(ended["final_knn_top1"].mean()),
                 num_runs=len(of_variant),
                 outcomes=outcomes,
                 loss=float(ended["final_loss"].mean()),
@@ -160,8 +162,7 @@ def alt_text(runs: pd.DataFrame) -> str:
     parts = []
     for variant in summaries(runs):
         if variant.accuracy_text:
-            ends = f"loss {variant.loss:.2f}, std {variant.z_std_relative:.2f} / √d"
-            ends += f", {variant.measure} {variant.accuracy:.1f} %"
+            ends = f"loss {variant.loss:.2f}, std {variant.z_std_relative:.2f} / √d, kNN {variant.knn:.1f} %"
             parts.append(f"{variant.name} ends at {ends}")
         else:
             parts.append(f"{variant.name} has no final values yet")

@@ -34,7 +34,7 @@ class FrozenDict(dict[str, Any]):
 Argument = bool | int | float | str | None
 Arguments = Annotated[dict[str, Argument], AfterValidator(FrozenDict)]
 # Settings whose default is what a run folder without them has; there is nothing odd about it.
-NEW_SETTINGS = {"augment.views", "augment.more_views", "projector.kind", "code"}
+NEW_SETTINGS = {"augment.views", "augment.more_views", "projector.kind", "evaluation.linear", "code"}
 ARGUMENTS = Field(FrozenDict(), description="what a part of one's own is given beside, by name: the study's to say")
 
 

@@ -347,7 +347,7 @@ def test_numbers_in_the_table_are_those_of_numpy(pair: Path) -> None:
     }
     exact = list(csv.DictReader(io.StringIO(table.csv())))
     for row in exact:
-        for key in ("knn_top1", "z_std_relative", "effective_rank", "loss"):
+        for key in ("linear_top1", "knn_top1", "z_std_relative", "effective_rank", "loss"):
             values = np.array([final[key] for final in finals[row["variant"]]])
             assert float(row[f"{key}_mean"]) == pytest.approx(values.mean())
             assert float(row[f"{key}_sd"]) == pytest.approx(values.std(ddof=1))
@@ -355,11 +355,11 @@ def test_numbers_in_the_table_are_those_of_numpy(pair: Path) -> None:
     assert float(exact[0]["cost_seconds_per_run"]) == pytest.approx(110)
     assert float(exact[0]["cost_device_hours_per_run"]) == pytest.approx(110 * 2 / 3600)
     first, second = table.lines()
-    values = np.array([final["knn_top1"] for final in finals["with"]])
+    values = np.array([final["linear_top1"] for final in finals["with"]])
     assert first[:3] == ["with", "67.7 ± 0.1 (5 trials)", format_estimate(values.mean(), values.std(ddof=1), 1, 2)]
-    assert first[6:] == ["healthy (3/3)", "1.8 min, 0.061 core-h"]
+    assert first[7:] == ["healthy (3/3)", "1.8 min, 0.061 core-h"]
     assert second[1] == "0.1"
-    assert second[6] == "collapsed (3/3)"
+    assert second[7] == "collapsed (3/3)"
     assert "ImageNet linear" in table.headings()[1]
     assert "different quantities" in table.notes[0]
 
@@ -369,7 +369,7 @@ def test_differences_are_paired_and_their_interval_is_scipy_s(pair: Path) -> Non
     knn = {"with": np.array([84.1, 83.2, 84.9]), "without": np.array([61.0, 63.5, 60.2])}
     for name, values in knn.items():
         of_variant = runs["variant"] == name
-        runs.loc[of_variant, "final_knn_top1"] = values[runs.loc[of_variant, "seed"].astype(int)]
+        runs.loc[of_variant, "final_linear_top1"] = values[runs.loc[of_variant, "seed"].astype(int)]
     paper = {"with": PaperResult(top1=67.7), "without": PaperResult(top1=0.1)}
     table = study_table(runs, paper, "x", "cpu", {"with": None, "without": "with"})
     baseline, row = csv.DictReader(io.StringIO(table.csv()))
@@ -400,11 +400,11 @@ def test_what_was_not_run_is_a_dash_with_its_reason(tmp_path: Path) -> None:
     assert lines["running"][1:3] == ["– (running, epoch 3/8)", "–"]
     assert lines["failed"][1] == "– (failed: see failure.txt)"
     assert lines["stopped"][1] == "– (stopped, epoch 3/8)"
-    assert lines["missing"] == ["– (not reported)", "– (not run)", "–", "–", "–", "– (not run)", "– (not run)"]
+    assert lines["missing"] == ["– (not reported)", "– (not run)", *"––––", "– (not run)", "– (not run)"]
     assert lines["diverged"][1] == "– (diverged)"
     assert lines["diverged"][-1] == "2.0 min, 0.033 GPU-h"
     assert lines["mixed"][1].endswith("(2 of 3)")
-    assert lines["mixed"][5] == "healthy (1/3); collapsed (1/3); diverged (1/3)"
+    assert lines["mixed"][6] == "healthy (1/3); collapsed (1/3); diverged (1/3)"
     for text in (table.markdown(), table.latex(), table.csv()):
         assert "nan" not in text.replace(",nan", "") or text == table.csv()
     for row in csv.reader(io.StringIO(table.csv())):

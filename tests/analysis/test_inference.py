@@ -118,7 +118,7 @@ def frames(values: dict[str, list[float]], loss: str = "cosine") -> tuple[pd.Dat
     """Runs that ended with these kNN accuracies, by variant and seed."""
     rows = [
         {"run": f"{name}-s{seed}", "variant": name, "seed": seed, "state": "done", "outcome": "healthy"}
-        | {"final_knn_top1": value, "final_loss": -value / 100, "data.name": "made-up", "loss.name": loss}
+        | {"final_linear_top1": value, "final_loss": -value / 100, "data.name": "made-up", "loss.name": loss}
         | {"stopped_early": False, "projector.bn_output": True, "projector.bn_output_affine": True}
         for name, of_name in values.items()
         for seed, value in enumerate(of_name)

@@ -75,8 +75,8 @@ def test_a_finished_study(tmp_path: Path) -> None:
 
     parsed = Page(files.page)
     assert re.fullmatch(
-        r"with: kNN top-1 7\d\.\d+ ± 0\.\d+ % \(3 seeds; healthy\); "
-        r"without: kNN top-1 6\d\.\d+ ± 0\.\d+ % \(3 seeds; z collapsed in 3 of 3 runs\)\.",
+        r"with: linear top-1 8\d\.\d+ ± 0\.\d+ % \(3 seeds; healthy\); "
+        r"without: linear top-1 6\d\.\d+ ± 0\.\d+ % \(3 seeds; z collapsed in 3 of 3 runs\)\.",
         files.answer,
     )
     assert files.answer in parsed.text
@@ -137,7 +137,7 @@ def test_many_variants_are_summed_up(tmp_path: Path) -> None:
     names = [f"batch {config.batch_size}" for config in configs]
     _, runs = gather([variant(name, config, 0) for name, config in zip(names, configs, strict=True)], tmp_path / "runs")
     answer = in_words.answer(runs)
-    assert answer.startswith("Of 12 variants, the best is batch 1024: kNN top-1 68.8 %")
+    assert answer.startswith("Of 12 variants, the best is batch 1024: linear top-1 72.8 %")
     assert "z collapsed in runs of batch 4, batch 32, batch 256" in answer
     assert "the loss diverged in runs of batch 8, batch 64, batch 512" in answer
     assert answer.endswith("no result yet for batch 2048, batch 4096.")
