@@ -122,6 +122,7 @@ def compare(
 ) -> None:
     """Curves of chosen runs side by side (PDF, SVG, PNG), and the settings in which they differ; of any studies."""
     from analysis import plot_training
+    from analysis.diagnosis.rules import diagnose_runs
     from analysis.figures import style
     from analysis.frames.comparison import differences, load_chosen
     from experiments.runs.folder import StoreError
@@ -137,6 +138,7 @@ def compare(
             raise SettingsError(f"{name}: is named twice")
         folders.append(folder)
     points, rows = load_chosen(folders)
+    rows["diagnosis"] = [each.verdict for each in diagnose_runs(points, rows)]
     _print_differences(differences(rows), rows)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -147,14 +149,14 @@ def compare(
 
 
 def _print_differences(differing: pd.DataFrame, rows: pd.DataFrame) -> None:
-    from analysis.frames.load import counts
+    from analysis.frames.load import came_to, counts
 
     console = make_console()
-    table = Table("run", "state", "outcome", "kNN %>", *differing.columns)
+    table = Table("run", "state", "came to", "kNN %>", *differing.columns)
     finals = rows["final_knn_top1"].where(counts(rows))
-    for (_, row), knn, (_, values) in zip(rows.iterrows(), finals, differing.iterrows(), strict=True):
-        outcome = row["outcome"] if isinstance(row["outcome"], str) else ""
-        table.add_row(row["variant"], row["state"], outcome, "" if knn != knn else f"{knn:.1f}", *values)
+    found = zip(rows.iterrows(), came_to(rows), finals, differing.iterrows(), strict=True)
+    for (_, row), word, knn, (_, values) in found:
+        table.add_row(row["variant"], row["state"], word, "" if knn != knn else f"{knn:.1f}", *values)
     console.print(table)
     if not len(differing.columns):
         console.print(f"The {count(len(rows), 'run')} have the same settings.")

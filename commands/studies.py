@@ -248,10 +248,11 @@ def _print_status(made: Plan, found: GridStatus, console: Console) -> None:
     headings = ["#>", "study", "variant", "seed>", "state", "epoch>", "loss>", "std x sqrt(d)>", "kNN %>", "time>"]
     in_queue = any(row.queue for row in found.rows)
     headings += ["left>", "attempt>", "host", *(["queue"] if in_queue else []), "run"]
+    words = _came_to(made, [row.planned.run_id for row in found.rows if row.status.result])
     optional = ("attempt", "run", "host", "time", "study", "std x sqrt(d)", "loss", "left", "queue", "#", "epoch")
     table = Table(*headings, optional=optional)
     for index, row in enumerate(found.rows, start=1):
-        seen, outcome = row.seen, f" ({row.status.result['outcome']})" if row.status.result else ""
+        seen, outcome = row.seen, f" ({words[row.planned.run_id]})" if row.status.result else ""
         last = f", last seen {seen['beat_at']}" if row.state == State.LOST and "beat_at" in seen else ""
         table.add_row(
             str(index),
@@ -280,6 +281,16 @@ def _print_status(made: Plan, found: GridStatus, console: Console) -> None:
         console.print(note, soft_wrap=True)
     if other := other_code_of(made):
         console.print(str(other), highlight=False)
+
+
+def _came_to(made: Plan, ended: list[str]) -> dict[str, str]:
+    """The word of each ended run's diagnosis."""
+    if not ended:
+        return {}
+    from analysis.diagnosis.rules import diagnose_runs
+    from analysis.frames.load import load_runs
+
+    return {each.run: each.verdict for each in diagnose_runs(*load_runs(made.runs, dict.fromkeys(ended)))}
 
 
 def show_config(

@@ -36,7 +36,7 @@ ROOMS = {
         ("registry",),
         ("garbage",),
     ),
-    "analysis": (("formats",), ("frames",), ("diagnosis",), ("figures",), ("verdicts",), ("report",)),
+    "analysis": (("formats",), ("frames",), ("diagnosis",), ("figures",), ("verdicts",), ("report",), ("notebook",)),
 }
 
 

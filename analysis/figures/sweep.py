@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from analysis.figures import style
 from analysis.figures.fonts import use_fonts_for
 from analysis.figures.layout import legend_columns, reference_lines, reference_values
-from analysis.frames.load import counts
+from analysis.frames.load import COLLAPSE, came_to, counts
 from simsiam.settings.fields import is_setting
 from simsiam.settings.identity import outside_id
 
@@ -95,7 +95,7 @@ def plot_sweep(
         looks = dict(zip(names, style.line_styles(), strict=False))
         for line in ours:
             _draw(axes[0], line, looks[line.label])
-        _mark_collapsed(axes[0], runs[runs["outcome"] == "collapsed"], setting, unit, looks)
+        _mark_collapsed(axes[0], runs[came_to(runs).isin(COLLAPSE)], setting, unit, looks)
         axes[0].set_ylabel("kNN top-1 (%), ours")
         _references_nearby(axes[0], runs)
         for line in theirs:
@@ -133,14 +133,14 @@ def lines_of(runs: pd.DataFrame, setting: str) -> pd.Series[str]:
         if found.nunique() < runs["variant"].nunique():  # else each name is a point of one line
             names = found
     identity = runs["config" if "config" in runs else "variant"].astype(str)
-    lines = names.astype(object)
+    lines = dict[Any, str]()
     for name, line in runs.groupby(names):
         chosen = _telling_apart(line, setting, identity[line.index])
         for index, run in line.iterrows():
-            lines[index] = ", ".join(
-                [str(name)] * bool(name) + [f"{label_of(path)} {_text(run[path])}" for path in chosen]
-            )
-    return lines.astype(str)
+            parts = [f"{label_of(path)} {_text(run[path])}" for path in chosen]
+            lines[index] = ", ".join([str(name)] * bool(name) + parts)
+    labels: pd.Series[str] = pd.Series(lines, dtype=str).reindex(runs.index)
+    return labels
 
 
 def _name(variant: str) -> str:

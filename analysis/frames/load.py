@@ -140,11 +140,25 @@ def counted_or_all(runs: pd.DataFrame, hue: str) -> pd.DataFrame:
 # --- a run in words and hours ----------------------------------------------------------------------------------------
 
 
+COLLAPSE = ("complete collapse", "dimensional collapse", "collapsed")
+
+
+def came_to(runs: pd.DataFrame) -> pd.Series[str]:
+    """The word for what each ended run came to: that of its diagnosis (column ``diagnosis``, where it is there).
+
+    Else its own record, of an accuracy and a std alone. Empty for a run that has not ended.
+    """
+    recorded = runs["outcome"].where(runs["outcome"].notna(), "ended")
+    words = runs["diagnosis"].fillna(recorded) if "diagnosis" in runs else recorded
+    ended: pd.Series[str] = words.where(runs["state"] == "done", "").astype(str)
+    return ended
+
+
 def describe_state(run: pd.Series) -> str:
     """What a run came to, or how far it is, in a few words."""
     if run["state"] == "done":
-        outcome = "ended" if pd.isna(run["outcome"]) else str(run["outcome"])
-        return f"{outcome}, stopped early" if run["stopped_early"] and outcome != "diverged" else outcome
+        word = str(came_to(run.to_frame().T).iloc[0])
+        return f"{word}, stopped early" if run["stopped_early"] and word not in ("diverged", "divergence") else word
     if run["state"] == "failed":
         return "failed: see failure.txt"
     if run["state"] in ("missing", "pending"):

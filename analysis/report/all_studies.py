@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.figures.layout import reference_values
 from analysis.formats import DASH, escape_markdown
-from analysis.frames.load import accuracy_of
+from analysis.frames.load import accuracy_of, came_to
 from analysis.report import page
 from analysis.report.in_words import percent_range
 from analysis.report.one_study import ReportFiles
@@ -104,7 +104,7 @@ def provenance(reports: Sequence[ReportFiles]) -> list[tuple[str, str]]:
     """What all runs were made with; runs that studies share count once, dates and hosts are left out."""
     runs = pd.concat([report.runs for report in reports], ignore_index=True).drop_duplicates("run")
     ended = runs[runs["state"] == "done"]
-    outcomes = Counter(str(outcome) for outcome in ended["outcome"].dropna())
+    outcomes = Counter(came_to(ended))
     states = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
     lines = [("runs", f"{len(ended)} of {len(runs)} have ended" + (f" ({states})" if states else ""))]
     for column, label in (

@@ -16,7 +16,7 @@ from analysis.figures.map import chosen_runs, draw_map, project
 from analysis.figures.spectrum import LOWEST, draw_spectra, spectra_by_group
 from analysis.figures.sweep import METRIC, label_of, plot_sweep
 from analysis.figures.training import plot_training
-from analysis.frames.load import counts
+from analysis.frames.load import COLLAPSE, came_to, counts
 from analysis.report import in_words
 from experiments.studies.figures import Curves, Linear, Map, Spectrum, StudyFigure, Sweep
 from simsiam.record.catalogue import FIG_2, METRICS
@@ -149,7 +149,7 @@ def _sweep(figure: Sweep, runs: pd.DataFrame, paper: Mapping[str, float]) -> Dra
     )
     several = any(len(values) > 1 for values in of_variants.values())
     caption += ", bars from the lowest to the highest seed." if several else ": differences may be chance."
-    if (ended["outcome"] == "collapsed").any():
+    if came_to(ended).isin(COLLAPSE).any():
         caption += " Hollow points are runs that collapsed."
     if (swept["outcome"] == "diverged").any():
         caption += " Runs that diverged are left out."

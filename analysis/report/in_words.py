@@ -14,6 +14,14 @@ from analysis.formats import format_estimate
 from analysis.frames.load import accuracy_of, counts, describe_state
 from simsiam.record.catalogue import METRICS
 
+VERBS = {  # of what a run came to
+    "complete collapse": "z collapsed",
+    "collapsed": "z collapsed",
+    "dimensional collapse": "dimensional collapse",
+    "divergence": "the loss diverged",
+    "diverged": "the loss diverged",
+}
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -40,7 +48,7 @@ class Summary:
 
 
 def _phrase(what: str, count: int, num_runs: int) -> str:
-    verb = {"collapsed": "z collapsed", "diverged": "the loss diverged"}.get(what.partition(",")[0])
+    verb = VERBS.get(what.partition(",")[0])
     if verb:
         return verb if num_runs == 1 else f"{verb} in {count} of {num_runs} runs"
     return what if count == num_runs else f"{count} {what}"
@@ -87,11 +95,12 @@ def answer(runs: pd.DataFrame) -> str:
         parts.append(f"of {len(variants)} variants, the best is {known[0].sentence}")
     if len(known) > 1:
         parts.append(f"the lowest is {known[-1].sentence}")
-    for what, verb in (("collapsed", "z collapsed in"), ("diverged", "the loss diverged in")):
-        names = [v.name for v in variants if any(outcome.startswith(what) for outcome in v.outcomes)]
+    for verb in dict.fromkeys(VERBS.values()):
+        names = [v.name for v in variants if any(VERBS.get(what.partition(",")[0]) == verb for what in v.outcomes)]
         if names:
-            parts.append(f"{verb} runs of {', '.join(names)}")
-    missing = [variant.name for variant in variants if not variant.accuracy_text and "diverged" not in variant.outcomes]
+            parts.append(f"{verb} in runs of {', '.join(names)}")
+    failed = {"diverged", "divergence"}
+    missing = [v.name for v in variants if not v.accuracy_text and not failed & v.outcomes.keys()]
     if missing:
         parts.append(f"no result yet for {', '.join(missing)}")
     text = "; ".join(parts)

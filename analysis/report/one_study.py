@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.diagnosis.rules import diagnose_runs
 from analysis.figures import style
 from analysis.frames.load import load_runs
 from analysis.report import in_words, page
@@ -148,6 +149,7 @@ def gather(variants: Sequence[ReportVariant], runs_dir: Path) -> tuple[pd.DataFr
             runs[path] = None
         known = zip(runs["variant"], runs[path], strict=True)
         runs[path] = [planned[name][path] if pd.isna(value) else value for name, value in known]
+    runs["diagnosis"] = [each.verdict for each in diagnose_runs(points, runs)]
     return points, runs
 
 

@@ -166,7 +166,7 @@ def _why_nothing(runs: pd.DataFrame) -> str:
     reasons = runs.apply(describe_state, axis=1)
     if counts(runs).all():
         return "not logged"
-    return "; ".join(dict.fromkeys(reasons[~reasons.isin(["healthy", "collapsed"])]))
+    return "; ".join(dict.fromkeys(reasons[~counts(runs)]))
 
 
 def cost_entry(runs: pd.DataFrame) -> Entry:

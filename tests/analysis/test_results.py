@@ -21,8 +21,11 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from analysis import load_runs
+from analysis.diagnosis.rules import diagnose_runs
 from analysis.frames import cache
-from analysis.frames.load import RUN_COLUMNS
+from analysis.frames.load import RUN_COLUMNS, came_to, describe_state
+from analysis.report.in_words import answer
+from analysis.report.study_table import outcome_entry
 from tests.conftest import ROOT
 from tests.run_folders import settings, write_run
 
@@ -272,3 +275,16 @@ print(len(points), round(points["loss"].sum(), 6), set(runs["note"]))
     points, _ = load_runs(tmp_path, use_cache=False)
     expected = f"{len(points)} {round(points['loss'].sum(), 6)} {{''}}"
     assert [process.communicate()[0].strip() for process in started] == [expected] * 3
+
+
+def test_the_word_for_a_run_is_that_of_its_diagnosis_everywhere() -> None:
+    """Real curves whose own record says healthy, at an effective rank of 3 of 512."""
+    points, runs = load_runs(Path(__file__).parents[1] / "curves", ["no-predictor", "baseline"], use_cache=False)
+    runs = runs.assign(state="done", outcome="healthy", stopped_early=False)
+    runs["diagnosis"] = [each.verdict for each in diagnose_runs(points, runs)]
+    assert list(came_to(runs)) == ["dimensional collapse", "healthy"]
+    runs["variant"] = pd.Categorical(runs["run"])
+    assert outcome_entry(runs.iloc[:1]).text == "dimensional collapse (1/1)"
+    assert "dimensional collapse" in answer(runs)
+    assert [describe_state(run) for _, run in runs.iterrows()] == ["dimensional collapse", "healthy"]
+    assert list(came_to(runs.drop(columns="diagnosis"))) == ["healthy", "healthy"]
