@@ -32,6 +32,7 @@ app.command()(studies.grid)
 app.command()(studies.status)
 app.command()(cluster.launch)
 app.command()(cluster.cancel)
+app.command()(cluster.launches)
 app.command()(cluster.logs)
 app.command()(report.report)
 app.command()(verify.verify)
@@ -66,8 +67,13 @@ def _clear_errors() -> Iterator[None]:
         yield
     except SettingsError as error:
         _fail(str(error), USAGE)
-    except KeyboardInterrupt:
-        _fail("interrupted", STOPPED)
+    except KeyboardInterrupt as error:
+        _fail(_interrupted(error), STOPPED)
+    except SystemExit as error:
+        cause = error.__context__ and error.__context__.__cause__
+        if isinstance(cause, KeyboardInterrupt):  # typer has made an exit of it
+            _fail(_interrupted(cause), STOPPED)
+        raise
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILURE)
@@ -75,6 +81,10 @@ def _clear_errors() -> Iterator[None]:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}", FAILURE)
     except UserError as error:  # any other is a mistake of ours, and is shown whole
         _fail(str(error), FAILURE)
+
+
+def _interrupted(error: KeyboardInterrupt) -> str:
+    return f"interrupted: {error}" if str(error) else "interrupted"
 
 
 def _fail(message: str, code: int) -> None:

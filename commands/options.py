@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from commands.console import count, say
 from simsiam.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -105,6 +106,18 @@ def with_images(made: Plan, make: Callable[[], Plan], progress: Callable[[str], 
                 f" {settings.data.name}"
             )
     return made
+
+
+def note_other_code(made: Plan) -> None:
+    """Say that runs of a plan were trained by other code than this, before more are trained beside them."""
+    from experiments.runs.provenance import code, other_codes
+
+    if others := other_codes(made.runs, {planned.run_id for planned in made.cells}):
+        listed = ", ".join(f"{name}: {count(number, 'run')}" for name, number in others.items())
+        say(
+            f"note: in {made.runs}/ there are runs of other code ({listed}) than this ({code()['code']}); what is"
+            " trained now is compared with them. To keep them apart: --runs with another folder."
+        )
 
 
 def require_runs(plans: list[Plan], purpose: str) -> None:

@@ -33,6 +33,7 @@ from commands.options import (
     check_gpus,
     check_writable,
     device_named,
+    note_other_code,
     num_gpus,
     plan_for,
     same_options,
@@ -109,6 +110,8 @@ def plan(
     from experiments.plan import average_bytes, estimate, plan_json
 
     made = plan_for(studies_named(study), scale_named(scale), seeds, set_, runs, data)
+    if not as_json:
+        note_other_code(made)
     statuses = made.statuses()
     todo = [planned for planned in made.unique() if statuses[planned.run_id].state != State.DONE]
     estimates = [estimate(planned.cell.settings, made.scale) for planned in todo]
@@ -326,6 +329,7 @@ def _run(
         check_ranks(planned.cell.settings, ranks, "--ranks")
     made = with_images(made, make, say)
     check_writable(runs)
+    note_other_code(made)
     todo = made.unique()
     statuses = made.statuses()
     done = sum(statuses[planned.run_id].state == State.DONE for planned in todo)

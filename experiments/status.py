@@ -53,25 +53,24 @@ class Watcher:
         views = [queue.look(self.made) for queue in self.queues]
         jobs = {job: said for view in views for job, said in (view.jobs or {}).items()}
         waiting = {run_id: said for view in views for run_id, said in view.waiting.items()}
-        answered = bool(views) and all(view.jobs is not None for view in views)
         rows = []
         for planned in self.made.cells:
             status = statuses[planned.run_id]
             owner = RunFolder(self.made.runs, planned.run_id).owner(status.lease) if status.lease else {}
             job = jobs.get(str(owner.get("job")))
-            state = _state(status, has_job="job" in owner, vanished=answered and job is None)
+            state = _state(status, is_lost="job" in owner and any(view.has_lost(owner) for view in views))
             said = "" if status.state in ENDED else job or waiting.get(planned.run_id, "")
             rows.append(CellStatus(planned, status, state, said, _left(planned, status)))
         notes = [*_failures(self.made.runs, rows), *(note for view in views for note in view.notes)]
         return GridStatus(rows, notes)
 
 
-def _state(status: Status, *, has_job: bool, vanished: bool) -> State:
+def _state(status: Status, *, is_lost: bool) -> State:
     if status.state == State.RUNNING:
-        if has_job and vanished and not status.certain:
+        if is_lost and not status.certain:
             return State.LOST
         return State.STALLED if status.detail.get("still_seconds", 0) > STALLED_AFTER else State.RUNNING
-    return State.LOST if status.state == State.INTERRUPTED and has_job else status.state
+    return State.LOST if status.state == State.INTERRUPTED and is_lost else status.state
 
 
 def _left(planned: PlannedCell, status: Status) -> float | None:

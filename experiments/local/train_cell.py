@@ -27,6 +27,7 @@ from experiments.launcher import RunContext
 from experiments.runs.folder import Attempt, Heartbeats, LeaseLostError, RunFolder, own_job, read_json, write_json
 from experiments.runs.provenance import code, processor
 from experiments.runs.states import CellResult, End, State
+from experiments.runs.surroundings import surrounding_fault
 from simsiam.data.batches import subset
 from simsiam.data.dataset import Dataset, Split
 from simsiam.distributed.ranks import LOST
@@ -81,6 +82,10 @@ def run_cell(
         return CellResult(End.INTERRUPTED, str(error))
     except Exception as error:  # whatever it is, the other cells of the grid go on
         heartbeat.stop()
+        if context.is_patient and _is_blocked(error, context.runs):
+            with contextlib.suppress(LeaseLostError, OSError):
+                attempt.interrupt()
+            return CellResult(End.BLOCKED, advice(error, attempt.folder.path) or str(error))
         return CellResult(End.FAILED, _record_failure(attempt, error))
 
 
@@ -230,6 +235,11 @@ def _record_failure(attempt: Attempt, error: Exception) -> str:
     except Exception as second:  # a full disk, most likely the failure itself
         return f"{reason} (and failure.txt could not be written: {second})"
     return f"{reason} (see {attempt.folder.path / 'failure.txt'})"
+
+
+def _is_blocked(error: Exception, runs: Path) -> bool:
+    """Whether to wait for the surroundings; not for room in shared memory, which the job itself has used up."""
+    return surrounding_fault(error) is not None and _full_place(error, runs) != SHARED_MEMORY
 
 
 def advice(error: Exception, folder: Path) -> str:

@@ -222,7 +222,7 @@ class RunFolder:
             # The lease after the one that was judged: whoever else judged the same one wants the same number.
             return self._take(status.lease + 1, status.detail)
         except OSError as error:
-            raise StoreError(f"{self.path}: cannot be written ({error.strerror or error})") from None
+            raise StoreError(f"{self.path}: cannot be written ({error.strerror or error})") from error
 
     def _check_config(self, settings: Settings) -> None:
         """A folder is made for the settings in its config.yaml; never reuse it for others."""

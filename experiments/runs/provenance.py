@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,13 +19,28 @@ ROOT = Path(__file__).absolute().parents[2]
 COMMIT = "commit.json"  # in a copy of the code, where it was copied from
 
 
+def hash_of(root: Path) -> str:
+    """Of the core's sources, in a checkout or a copy."""
+    digest = hashlib.sha256()
+    for path in sorted((root / "simsiam").rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def other_codes(runs: Path, run_ids: Iterable[str]) -> dict[str, int]:
+    """Codes but this one that have trained some of the runs, each with the number of runs."""
+    found = Counter[str]()
+    for run_id in run_ids:
+        with contextlib.suppress(OSError, AttributeError, TypeError):  # another user's, or damaged
+            attempts = (read_json(runs / run_id / "provenance.json") or {}).get("attempts", [])
+            found.update({str(attempt["code"]) for attempt in attempts if "code" in attempt} - {code()["code"]})
+    return dict(found)
+
+
 @cache
 def code() -> dict[str, Any]:
     """Which code makes the numbers: a hash of the core's sources and, in a checkout, its commit."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "simsiam").rglob("*.py")):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    hash_of_code = {"code": digest.hexdigest()[:16]}
+    hash_of_code = {"code": hash_of(ROOT)}
     if (ROOT / COMMIT).exists():  # a copy that `launch` made, which knows where from
         return {**hash_of_code, **(read_json(ROOT / COMMIT) or {})}
     return {**hash_of_code, **commit_of(ROOT)}

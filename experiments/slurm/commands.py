@@ -30,6 +30,9 @@ class Job:
     left: str  # of its time limit
     nodes: str
     name: str
+    start: str = ""  # when it began, or is expected to
+    folder: str = ""  # that it works in; of a launch's job, the launch's
+    comment: str = ""
 
     @property
     def is_pending(self) -> bool:
@@ -83,8 +86,19 @@ def is_away(error: SlurmError) -> bool:
 
 def my_jobs() -> list[Job]:
     """All jobs of this user that wait or run, the tasks of arrays one by one. Raises SlurmError."""
-    output = call(["squeue", "--me", "--array", "--noheader", "--format", "%i|%u|%T|%r|%L|%N|%j"])
-    return [Job(*line.split("|", 6)) for line in output.splitlines() if line.count("|") >= 6]
+    return _jobs("--me")
+
+
+def jobs_named(names: Sequence[str]) -> list[Job]:
+    """Jobs of these names, whoever's, as far as the cluster shows them. Raises SlurmError."""
+    return _jobs(f"--name={','.join(names)}") if names else []
+
+
+def _jobs(which: str) -> list[Job]:
+    # --all: also in partitions that are hidden.
+    output = call(["squeue", which, "--all", "--array", "--noheader", "--format", "%i|%u|%T|%r|%L|%N|%j|%S|%Z|%k"])
+    found = [line.split("|", 9) for line in output.splitlines() if line.count("|") >= 9]
+    return [Job(*(*fields[:9], fields[9].removeprefix("(null)"))) for fields in found]
 
 
 def own_state() -> tuple[str, int]:
@@ -97,6 +111,16 @@ def own_state() -> tuple[str, int]:
 def requeue(job: str) -> None:
     """Put a job (one task of an array, never the array) back into the queue. Raises SlurmError."""
     call(["scontrol", "requeue", job])
+
+
+def begin(job: str, when: str) -> None:
+    """Set when a job that waits may start: ``now``, ``now+10minutes``. Raises SlurmError."""
+    insist(["scontrol", "update", f"JobId={job}", f"StartTime={when}"])
+
+
+def comment(job: str, text: str) -> None:
+    """Write something beside a job, where the queue shows it: needs no disk. Raises SlurmError."""
+    call(["scontrol", "update", f"JobId={job}", f"Comment={' '.join(text.split())[:200]}"])
 
 
 def release(job: str) -> None:
@@ -114,6 +138,11 @@ def settings() -> Mapping[str, str]:
     """`scontrol show config` as a mapping. Raises SlurmError."""
     pairs = (line.split("=", 1) for line in call(["scontrol", "show", "config"]).splitlines() if "=" in line)
     return {key.strip(): value.strip() for key, value in pairs}
+
+
+def cluster_name() -> str | None:
+    """What the cluster that answers here calls itself. Raises SlurmError."""
+    return settings().get("ClusterName")
 
 
 def partition(name: str | None) -> Mapping[str, str]:

@@ -11,9 +11,11 @@ from pathlib import Path
 from experiments.launcher import Launcher, Summary, Tell, missing
 from experiments.plan import Plan, PlannedCell
 from experiments.runs.folder import Status
+from experiments.runs.provenance import ROOT, hash_of
 from experiments.slurm import commands
 from experiments.slurm import submit as slurm
 from experiments.slurm.commands import Job, SlurmError
+from experiments.slurm.follow_up import follow_up
 from experiments.slurm.launch import Launch, LaunchCell, all_launches, create, current, one_at_a_time
 from experiments.slurm.profile import Cluster, warnings
 from experiments.slurm.queue import jobs_of
@@ -37,7 +39,7 @@ class SlurmLauncher(Launcher):
         """A launch of what is missing; if it is not supervised, with a job that submits again what is lost."""
         for note in (*warnings(self.cluster), *_partition_warnings(self.cluster)):
             tell(f"warning: {note}")
-        with one_at_a_time(made.runs):  # so that no other `launch` takes the same cells to be missing
+        with one_at_a_time(made.runs, tell):  # so that no other `launch` takes the same cells to be missing
             for note in slurm.recover(made.runs, commands.my_jobs()):
                 tell(note)
             todo = self._missing(made, commands.my_jobs(), tell)
@@ -45,8 +47,8 @@ class SlurmLauncher(Launcher):
                 return Summary()
             launch = create(made, [(planned, status.lease) for planned, status in todo], self.cluster, command=command)
             launch.cluster = self.cluster  # with the lines of its file, for messages
-            follow_up = self.cluster.profile.follow_up and not supervised
-            note = slurm.submit_round(launch, launch.cells, with_follow_up=follow_up)
+            is_followed = self.cluster.profile.follow_up and not supervised
+            note = slurm.submit_round(launch, launch.cells, tell, follow_up=follow_up if is_followed else None)
         if note:
             tell(f"note: {note}")
         jobs_of_it = ", ".join(launch.rounds()[-1].jobs)
@@ -96,7 +98,7 @@ class SlurmLauncher(Launcher):
                             tell(f"{launch.id}: submitted again {MAX_RESUBMISSIONS} times, and still not done")
                             return False
                         tell(f"{launch.id}: its jobs are gone; submitting again the cells that are left: {len(cells)}")
-                        slurm.submit_round(launch, cells, with_follow_up=False)
+                        slurm.submit_round(launch, cells, tell, follow_up=None)
             except SlurmError as error:
                 tell(f"{error}; trying again")
             time.sleep(SUPERVISE_SECONDS)
@@ -118,6 +120,9 @@ class SlurmLauncher(Launcher):
             tell(f"Cells left to {names}, which has jobs in the queue: {queued}.")
             if any(launch.cluster.profile != self.cluster.profile for launch in covered.values()):
                 tell("Those were submitted with another profile than it is now: `cancel` first to submit them anew.")
+            for launch in set(covered.values()):
+                if (theirs := hash_of(launch.path / "code")) != (ours := hash_of(ROOT)):
+                    tell(f"{launch.id} runs other code ({theirs}) than this ({ours}): --runs keeps them apart.")
         if elsewhere:
             tell(f"Cells left to another process on this machine: {elsewhere}.")
         return todo

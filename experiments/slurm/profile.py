@@ -5,6 +5,7 @@ The ones that ship in ``clusters/`` are examples to copy; a user's own lies anyw
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +183,20 @@ def load_cluster(name: str) -> Cluster:
             f" trains at once (cells_per_gpu x gpus_per_task)  [{cluster.at('cpus_per_task')}]"
         )
     return cluster
+
+
+def expanded(cluster: Cluster, key: Literal["runs", "data", "local_data"]) -> Path | None:
+    """A path of a profile, with ~ and the variables of this process; None if the profile has none.
+
+    Raises SettingsError for a variable that is not set.
+    """
+    text = getattr(cluster.profile, key)
+    if text is None:
+        return None
+    path = os.path.expandvars(os.path.expanduser(text))
+    if unset := re.search(r"\$(\w+|\{[^}]*\})", path):
+        raise SettingsError(f"{key}: {text}: the variable {unset[0]} is not set here  [{cluster.at(key)}]")
+    return Path(path)
 
 
 def _as_written(options: dict[str, str | int | bool], document: Document, key: str) -> dict[str, str | int | bool]:

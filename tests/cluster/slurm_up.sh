@@ -12,6 +12,7 @@
 # ACCOUNTING=yes   no: without slurmdbd, as on many small clusters
 # MAX_SUBMIT=      the most jobs that a user may have in the queue; unlimited
 # MAX_ARRAY=1001   MaxArraySize
+# TASK_PLUGIN=     task/none: jobs stay on the cores of this shell
 #
 # Partitions: low (preempted by requeue), spot (preempted by cancel), high (preempts both). Waits are short: 5 s of
 # grace, 5 s from SIGTERM to SIGKILL, 15 s until a silent node counts as down, about 12 s until a requeued job starts.
@@ -66,7 +67,7 @@ SlurmdPidFile=$folder/slurmd-%n.pid
 SlurmctldLogFile=$folder/log/slurmctld.log
 SlurmdLogFile=$folder/log/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/affinity
+TaskPlugin=${TASK_PLUGIN:-task/affinity}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobRequeue=1

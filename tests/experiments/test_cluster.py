@@ -19,11 +19,11 @@ from experiments.runs.folder import DEAD_AFTER, Heartbeats, RunFolder, own_job
 from experiments.runs.states import State
 from experiments.slurm import commands
 from experiments.slurm.first_task import in_order
-from experiments.slurm.launch import Launch, Round, all_launches, create
+from experiments.slurm.launch import Launch, Round, TaskReport, all_launches, create
 from experiments.slurm.node import copy_images
-from experiments.slurm.profile import Profile, cluster_names, load_cluster, minutes_from, warnings
+from experiments.slurm.profile import Profile, cluster_names, expanded, load_cluster, minutes_from, warnings
 from experiments.slurm.refusals import explained
-from experiments.slurm.submit import clear_half_rounds
+from experiments.slurm.submit import arrays, clear_half_rounds
 from experiments.status import Watcher
 from experiments.studies.study import load_scale, load_study
 from experiments.studies.yaml_files import read
@@ -195,9 +195,41 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(command: Command, tmp_pat
 def test_the_environment_of_an_enclosing_job_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "ABLATION_JOB", "SLURM_CONF", "MINE"):
         monkeypatch.setenv(name, "7")
+    theirs = {"SBATCH_PARTITION", "SQUEUE_PARTITION", "SCANCEL_STATE", "SLURM_CLUSTERS", "SACCT_FORMAT", "SRUN_DEBUG"}
+    for name in theirs:
+        monkeypatch.setenv(name, "7")
     clean = slurm_environment.without_job()
     assert clean["SLURM_CONF"] == clean["MINE"] == "7"
-    assert not clean.keys() & {"SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "ABLATION_JOB"}
+    assert not clean.keys() & {"SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "ABLATION_JOB", *theirs}
+
+
+@pytest.mark.parametrize(
+    ("cells", "limit", "most"), [(250, 101, 8), (6, 4, 2), (40, 4, 3), (7, 1001, 8), (2000, 1001, 1)]
+)
+def test_all_arrays_of_a_launch_keep_to_one_limit_together(cells: int, limit: int, most: int, tmp_path: Path) -> None:
+    """SLURM's own %N holds for each array alone."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"partition: p\ngpus_per_task: 0\ncells_per_task: 1\narray_parallelism: {most}\n")
+    launch = Launch(tmp_path / "mine-20260101-000000-abcd")
+    launch.cluster = load_cluster(str(path))
+    found = list(arrays(launch, [None] * cells, limit))  # type: ignore[list-item]
+    assert sum(executor.parameters["array_parallelism"] for _, executor in found) <= max(most, 1)
+    assert all(0 < len(indices) <= limit for indices, _ in found)
+    numbers = [index for indices, _ in found for index in indices]
+    assert numbers == list(range(min(cells, most * limit)))
+
+
+def test_paths_of_a_profile_are_expanded_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("runs: /shared/$USER/runs\ndata: ~/data\nlocal_data: ${SCRATCH}/images\n")
+    for name, value in {"USER": "me", "HOME": "/home/me", "SCRATCH": "/fast"}.items():
+        monkeypatch.setenv(name, value)
+    cluster = load_cluster(str(path))
+    keys: list[Any] = ["runs", "data", "local_data"]
+    assert [str(expanded(cluster, key)) for key in keys] == ["/shared/me/runs", "/home/me/data", "/fast/images"]
+    monkeypatch.delenv("USER")
+    with pytest.raises(SettingsError, match=r"runs: /shared/\$USER/runs: the variable \$USER is not set.*:1\]"):
+        expanded(cluster, "runs")
 
 
 def test_a_worker_begins_with_what_it_trained_before() -> None:
@@ -277,6 +309,9 @@ def test_lost_and_stalled_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     runs = tmp_path / "runs"
     made = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0], [], runs, tmp_path / "data")
     launch = create(made, [(planned, 0) for planned in made.cells], load_cluster("cpu"), command="launch")
+    launch.write_round(Round(number=1, jobs=("5",), complete=True, released=True, slurm="here"))
+    launch.write_task(TaskReport(job="5_1"))
+    monkeypatch.setattr(commands, "cluster_name", lambda: "here")
     for planned in made.cells:
         run = RunFolder(runs, planned.run_id)
         attempt = run.claim(planned.cell.settings, Heartbeats(), retry_failed=False)
@@ -298,6 +333,13 @@ def test_lost_and_stalled_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     job = commands.Job("5_1", "me", "RUNNING", "None", "1:00", "n1", launch.id)
     assert rows([job]) == [("running", "5_1 running")] * 2
     assert rows([]) == [("lost", "")] * 2
+    # A colleague's job is not among mine, and is none of those that I have lost.
+    launch.write_round(Round(number=1, jobs=("7",), complete=True, released=True, slurm="here"))
+    assert rows([]) == [("running", "")] * 2
+    # Nor is one of the same number on another cluster.
+    launch.write_round(Round(number=1, jobs=("5",), complete=True, released=True, slurm="there"))
+    assert rows([]) == [("running", "")] * 2
+    launch.write_round(Round(number=1, jobs=("5",), complete=True, released=True, slurm="here"))
     # SLURM that does not answer is no reason to call anything lost.
     assert rows(commands.SlurmError("away")) == [("running", "")] * 2 + [("note", "SLURM is not asked here: away")]
     state = json.loads((run.path / "state.json").read_text())
