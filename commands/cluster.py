@@ -121,6 +121,10 @@ def _estimate(made: Plan, todo: list[PlannedCell], unit: str) -> None:
     """What the cells of a dry run will cost."""
     from experiments.plan import estimate
 
+    results = (status.result for status in made.statuses().values() if status.result is not None)
+    saved = [float(result.get("seconds", 0.0)) for result in results]
+    if saved:
+        say(f"Done already: {count(len(saved), 'cell')}, which took {sum(saved) / 3600:,.1f} hours.")
     if not todo:
         return say(f"{made.title}: nothing to submit.")
     estimates = [estimate(planned.cell.settings, made.scale) for planned in todo]

@@ -48,12 +48,11 @@ class Job:
         return self.state.lower() + (f" ({self.reason})" if self.is_pending else "")
 
 
-def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
-    """What a command of SLURM prints. Raises SlurmError."""
+def call(command: Sequence[str], timeout: float = TIMEOUT, *, given: str | None = None) -> str:
+    """What a command of SLURM prints; ``given`` something to read, its messages too. Raises SlurmError."""
+    environment = slurm_environment.without_job()
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=slurm_environment.without_job()
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, input=given)
     except FileNotFoundError:
         raise SlurmError(
             f"{command[0]}: no such command: there is no SLURM here. `launch` needs a login node of the cluster;"
@@ -64,7 +63,7 @@ def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
     if done.returncode != 0:
         message = " ".join((done.stderr or done.stdout).split())
         raise SlurmError(message or f"{' '.join(command)}: exit code {done.returncode}")
-    return done.stdout
+    return done.stdout + (done.stderr if given is not None else "")
 
 
 def insist(command: Sequence[str], timeout: float = TIMEOUT) -> str:
@@ -99,6 +98,13 @@ def _jobs(which: str) -> list[Job]:
     output = call(["squeue", which, "--all", "--array", "--noheader", "--format", "%i|%u|%T|%r|%L|%N|%j|%S|%Z|%k"])
     found = [line.split("|", 9) for line in output.splitlines() if line.count("|") >= 9]
     return [Job(*(*fields[:9], fields[9].removeprefix("(null)"))) for fields in found]
+
+
+def expected_start(script: str) -> str:
+    """When and where SLURM would start a job of this script now, in its own words. Raises SlurmError if it refuses."""
+    said = call(["sbatch", "--test-only"], given=script)
+    found = re.search(r"to start at (\S+).*", said)
+    return found[0] if found else " ".join(said.split())
 
 
 def own_state() -> tuple[str, int]:

@@ -15,10 +15,10 @@ from experiments.runs.provenance import ROOT, hash_of
 from experiments.slurm import commands
 from experiments.slurm import submit as slurm
 from experiments.slurm.commands import Job, SlurmError
-from experiments.slurm.follow_up import follow_up
+from experiments.slurm.job.follow_up import follow_up
 from experiments.slurm.launch import Launch, LaunchCell, all_launches, create, current, one_at_a_time
 from experiments.slurm.profile import Cluster, warnings
-from experiments.slurm.queue import jobs_of
+from experiments.slurm.queue import FOLLOW_UP, jobs_of
 from simsiam.settings.checks import check_ranks
 
 SUPERVISE_SECONDS = 60.0
@@ -59,9 +59,9 @@ class SlurmLauncher(Launcher):
         self._check_ranks(made)
         profile = self.cluster.profile
         try:
-            jobs, more = commands.my_jobs(), _partition_warnings(self.cluster)
+            jobs, more, answers = commands.my_jobs(), _partition_warnings(self.cluster), True
         except SlurmError:
-            jobs, more = [], []
+            jobs, more, answers = [], [], False
         todo = self._missing(made, jobs, tell)
         cells = [LaunchCell(planned, status.lease, profile.ranks) for planned, status in todo]
         for planned, status in todo:
@@ -73,6 +73,8 @@ class SlurmLauncher(Launcher):
                 text = slurm.script(launch, cells).replace(folder, str(made.runs / ".launches"))
                 tasks = [len(indices) for indices, _ in slurm.arrays(launch, cells, 1001)]
             tell(f"\n{text}")
+            if answers:
+                tell(f"SLURM's estimate for the first of these jobs: {_expected_start(text)}.")
             tell(
                 f"Tasks: {sum(tasks)}, in arrays: {len(tasks)}; cells at a time in each task: {profile.cells_at_once};"
                 f" CPU threads of each: {profile.threads}."
@@ -118,6 +120,8 @@ class SlurmLauncher(Launcher):
         if queued:
             names = ", ".join(sorted({launch.id for launch in covered.values()}))
             tell(f"Cells left to {names}, which has jobs in the queue: {queued}.")
+            for launch in set(covered.values()):
+                _hurry(launch, jobs, tell)
             if any(launch.cluster.profile != self.cluster.profile for launch in covered.values()):
                 tell("Those were submitted with another profile than it is now: `cancel` first to submit them anew.")
             for launch in set(covered.values()):
@@ -128,10 +132,31 @@ class SlurmLauncher(Launcher):
         return todo
 
 
+def _expected_start(script: str) -> str:
+    try:
+        return commands.expected_start(script)
+    except SlurmError as error:
+        return f"none: {error}"
+
+
+def _hurry(launch: Launch, jobs: Sequence[Job], tell: Tell) -> None:
+    """A follow-up that waits to look again, while nothing else of its launch is queued, looks now."""
+    mine = jobs_of(launch, jobs)
+    if all(job.name == launch.id + FOLLOW_UP and job.is_pending and job.reason == "BeginTime" for job in mine):
+        for job in mine:
+            commands.begin(job.id, "now")
+            tell(f"{launch.id}: its follow-up was to look again at {job.start}; it looks now.")
+
+
 def _partition_warnings(cluster: Cluster) -> list[str]:
+    names = (cluster.profile.partition or "").split(",")
+    return [note for name in names for note in _warnings_of(cluster, name)]
+
+
+def _warnings_of(cluster: Cluster, partition: str) -> list[str]:
     profile = cluster.profile
     try:
-        found = commands.partition(profile.partition)
+        found = commands.partition(partition or None)
     except SlurmError:
         return []  # sbatch will say it, and about which line
     name, notes = found.get("PartitionName"), []

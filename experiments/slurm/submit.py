@@ -25,7 +25,7 @@ from experiments.runs import slurm_environment
 from experiments.runs.folder import is_process_alive
 from experiments.slurm import commands
 from experiments.slurm.commands import Job, SlurmError
-from experiments.slurm.first_task import work
+from experiments.slurm.job.first_task import work
 from experiments.slurm.launch import Launch, LaunchCell, Round, all_launches
 from experiments.slurm.queue import FOLLOW_UP, jobs_of
 from experiments.slurm.refusals import explained, is_limit, message_of
@@ -79,9 +79,12 @@ def _submit_round(launch: Launch, cells: Sequence[LaunchCell], follow_up: Follow
         tasks: list[str] = []  # that are in the queue
         refused = ""
         for indices, executor in planned:
+            options = dict(executor.parameters["additional_parameters"])
+            if content.number > 1:  # what the first round had to wait for has come
+                options = {name: value for name, value in options.items() if name != "dependency"}
             if in_minutes:
-                options = executor.parameters["additional_parameters"]
-                executor.update_parameters(additional_parameters=options | {"begin": f"now+{in_minutes}minutes"})
+                options["begin"] = f"now+{in_minutes}minutes"
+            executor.update_parameters(additional_parameters=options)
             taken = len(indices)
             while True:
                 try:
@@ -255,7 +258,7 @@ def _workers(launch: Launch, ranks: int, at_once: int = 1) -> submitit.SlurmExec
         array_parallelism=at_once,
         signal_delay_s=profile.grace,
         # srun does not inherit --cpus-per-task from 22.05 to 23.11.
-        srun_args=[f"--cpus-per-task={profile.cpus_per_task}", "--kill-on-bad-exit=1"],
+        srun_args=[f"--cpus-per-task={profile.cpus_per_task}", "--kill-on-bad-exit=1", *profile.srun_options],
         additional_parameters={"hold": True, "requeue": True, "chdir": launch.path, **_flags(profile.options)},
         **_given(
             partition=profile.partition,

@@ -110,7 +110,7 @@ def test_images_copied_to_the_node(slurm: Slurm, folder: Path) -> None:
 
 
 def test_no_room_to_write(slurm: Slurm, folder: Path) -> None:
-    """The system's own "No space left": the cell waits, its neighbour does not; with room again it goes on by itself."""
+    """The system's own "No space left": the cell waits, its neighbour does not; with room again it goes on."""
     grid = Grid(slurm, folder / "full", options=QUICK, profile={"constraint": "f5|f6", "max_failures": 1, **LATER})
     grid.launch()
     full, other = grid.run_folders()

@@ -18,9 +18,10 @@ from experiments.runs import slurm_environment
 from experiments.runs.folder import DEAD_AFTER, Heartbeats, RunFolder, own_job
 from experiments.runs.states import State
 from experiments.slurm import commands
-from experiments.slurm.first_task import in_order
+from experiments.slurm.job.first_task import in_order
+from experiments.slurm.job.node import copy_images
+from experiments.slurm.job.notify import FIRST_FAILURE, notify, notify_if_ended
 from experiments.slurm.launch import Launch, Round, TaskReport, all_launches, create
-from experiments.slurm.node import copy_images
 from experiments.slurm.profile import Profile, cluster_names, expanded, load_cluster, minutes_from, warnings
 from experiments.slurm.refusals import explained
 from experiments.slurm.submit import arrays, clear_half_rounds
@@ -478,3 +479,67 @@ def test_a_launch_of_an_earlier_version_is_read(small: Callable[..., Settings], 
     }  # fmt: skip
     assert launch.has_given_up("abc-s0")
     assert [cell.planned.run_id for cell in launch.missing()] == ["abc-s1"]
+
+
+# --- what is told ------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_says_what_waits_what_failed_and_what_to_do(
+    small: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    made = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0, 1, 2], [], runs, tmp_path / "data")
+    launch = create(made, [(planned, 0) for planned in made.cells], load_cluster("cpu"), command="launch")
+    for number, planned in enumerate(made.cells[:4]):
+        attempt = RunFolder(runs, planned.run_id).claim(planned.cell.settings, Heartbeats(), retry_failed=False)
+        assert attempt is not None
+        if number < 3:
+            attempt.fail(f"Traceback ...\nRuntimeError: out of memory, {number} MiB of /dev/{number}\n")
+        else:
+            attempt.finish([], {"outcome": "healthy", "final": {"step": 1}})
+
+    def lines(*jobs: commands.Job) -> list[str]:
+        monkeypatch.setattr(commands, "my_jobs", lambda: list(jobs))
+        monkeypatch.setattr(commands, "cluster_name", lambda: "here")
+        return Watcher(made, queues()).look().summary()
+
+    waits = commands.Job("5_0", "me", "PENDING", "Priority", "1:00", "", launch.id)
+    shown = lines(waits)
+    assert shown[0] == f"6 runs in {runs}/: 1 done, 3 failed, 2 pending"
+    assert "waiting: 2, queued: 1 pending (Priority)" in shown
+    (failed,) = [line for line in shown if line.startswith("failed")]  # of one kind, whatever their numbers
+    assert failed.startswith("failed: 3 of this kind: RuntimeError: out of memory, 0 MiB of /dev/0  [cell 1: ")
+    assert shown[-1] == "It goes on by itself."
+    assert lines()[-1] == "Nothing is queued: `launch` again, or `run`, trains what is left."
+
+
+def test_a_user_is_told_once_of_each_event(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f'partition: p\ngpus_per_task: 0\nnotify: (echo "$ABLATION_EVENT"; cat) >> {tmp_path}/told\n')
+    made = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0], [], tmp_path / "runs", tmp_path / "data")
+    launch = create(made, [(planned, 0) for planned in made.cells], load_cluster(str(path)), command="launch")
+    notify_if_ended(launch)  # it has not ended
+    assert not (tmp_path / "told").exists()
+    for _ in range(3):
+        notify(launch, FIRST_FAILURE, "cell 1: out of memory")
+    for planned in made.cells:
+        launch.record_failure(planned.run_id, "out of memory", 1, final=True)
+    for _ in range(2):
+        notify_if_ended(launch)
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told[:2] == ["first failure", f"{launch.id}: first failure: cell 1: out of memory"]
+    assert told[3:5] == ["ended", f"{launch.id}: ended"]
+    assert told[-1] == "failed: 2: out of memory"
+
+
+def test_options_of_srun_and_partitions_in_turn(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("partition: [gpu, long]\nsrun_options: [--cpu-bind=cores]\noptions: {dependency: afterok:12}\n")
+    profile = load_cluster(str(path)).profile
+    assert profile.partition == "gpu,long"
+    assert profile.srun_options == ("--cpu-bind=cores",)
+    assert profile.options == {"dependency": "afterok:12"}
+    for wrong in ("[--output=x]", "[cpu-bind]", "[--ntasks=3]", "[-K0]"):
+        path.write_text(f"srun_options: {wrong}\n")
+        with pytest.raises(SettingsError, match=r"srun_options: .*:1\]"):
+            load_cluster(str(path))

@@ -22,11 +22,12 @@ from experiments.runs.folder import Heartbeats, RunFolder, StoreError
 from experiments.runs.states import CellResult, End, State
 from experiments.runs.surroundings import surrounding_fault, waits
 from experiments.slurm import commands
-from experiments.slurm.announcements import Announcement, losses
 from experiments.slurm.commands import SlurmError
+from experiments.slurm.job.announcements import Announcement, losses
+from experiments.slurm.job.notify import FIRST_FAILURE, STANDS_STILL, notify, notify_if_ended
+from experiments.slurm.job.other_tasks import OtherTask
+from experiments.slurm.job.task import PATIENCE_SECONDS, JobTask, crash_advice, say
 from experiments.slurm.launch import Launch, LaunchCell, TaskReport
-from experiments.slurm.other_tasks import OtherTask
-from experiments.slurm.task import PATIENCE_SECONDS, JobTask, crash_advice, say
 
 UNCOUNTED_SECONDS = 60.0  # that a job may take to count a failure that it saw
 SEARCH_SECONDS = 5.0  # between two searches of the list for a cell, while there is none
@@ -109,6 +110,8 @@ class FirstTask(JobTask):
         self.pool.dismiss()
         if self.stopping and self.is_to_be_queued_again():
             self.queue_again()
+        with contextlib.suppress(OSError):
+            notify_if_ended(self.launch)
         if self.ranks.num_ranks > 1:
             self.announcements.announce(Announcement(self.announced + 1, None))
 
@@ -244,7 +247,10 @@ class FirstTask(JobTask):
         """Whether this job only holds a node: its follow-up comes back when the surroundings may be well again."""
         if self.pool.cells() or not self.waits_for:
             self.idle_since = time.monotonic()
-        return time.monotonic() - self.idle_since > PATIENCE_SECONDS
+        if time.monotonic() - self.idle_since <= PATIENCE_SECONDS:
+            return False
+        notify(self.launch, STANDS_STILL, self.waits_for)
+        return True
 
     def hear_for(self, seconds: float) -> None:
         """Go on listening to the cells, and to signals, while nothing else can be done."""
@@ -310,6 +316,8 @@ class FirstTask(JobTask):
                 self.launch.record_failure(run_id, reason, attempt, final=state == End.GIVEN_UP)
             if state == End.CRASHED and self.launch.has_given_up(run_id):
                 self.mark_failed(news, reason)
+            if state != End.DONE and self.launch.has_given_up(run_id):
+                notify(self.launch, FIRST_FAILURE, f"{label}: {reason}")
         except OSError as error:
             say(f"{label}: this could not be recorded: {error}")
             attempt = 0

@@ -23,10 +23,10 @@ from experiments.runs.folder import StoreError
 from experiments.runs.states import CellResult
 from experiments.runs.surroundings import patiently
 from experiments.slurm import commands
-from experiments.slurm.announcements import Announcements, losses
 from experiments.slurm.commands import SlurmError
+from experiments.slurm.job.announcements import Announcements, losses
+from experiments.slurm.job.node import check_node, images_on_the_node
 from experiments.slurm.launch import Launch
-from experiments.slurm.node import check_node, images_on_the_node
 from simsiam.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -16,13 +16,15 @@ from experiments.runs.folder import Heartbeats, RunFolder, StoreError
 from experiments.runs.states import State
 from experiments.slurm import commands
 from experiments.slurm.commands import SlurmError
-from experiments.slurm.first_task import KILL_SECONDS, SEARCH_SECONDS
+from experiments.slurm.job.first_task import KILL_SECONDS, SEARCH_SECONDS
+from experiments.slurm.job.notify import STANDS_STILL, notify, notify_if_ended
+from experiments.slurm.job.task import say
 from experiments.slurm.launch import Launch, LaunchCell
 from experiments.slurm.submit import COME_BACK_MINUTES, submit_look, submit_round
-from experiments.slurm.task import say
 
 TRIES = (15.0, 30.0, 60.0)  # seconds between tries, before it leaves its node and comes back
 IDLE_MINUTES = (0, 1, 5, 20, 60)  # before the workers of a round start, by the rounds before in which no step was made
+TOLD_AFTER = 2  # such rounds the user is told
 LOOKS_FOR_OWNERS = 5  # SEARCH_SECONDS apart: heartbeats come as often
 
 
@@ -36,6 +38,7 @@ def follow_up(folder: str) -> None:
             reason = str(error)
             say(f"cannot be submitted yet: {reason}")
             time.sleep(wait)
+    notify(launch, STANDS_STILL, reason)
     come_back(launch, reason)
 
 
@@ -49,12 +52,15 @@ def _once(launch: Launch) -> None:
     *before, latest = (content for content in rounds if content.jobs and not content.refused)
     earlier = [content.steps for content in before if content.steps is not None]
     say(f"{len(missing)} of {len(launch.cells)} cells are left")
+    notify_if_ended(launch)
     launch.write_round(latest.model_copy(update={"steps": total}))
     if missing:
         idle = next((number for number, steps in enumerate(reversed(earlier)) if steps != total), len(earlier))
         minutes = IDLE_MINUTES[min(idle, len(IDLE_MINUTES) - 1)]
         if minutes:
             say(f"no cell made a step in {idle} rounds: the next one starts in {minutes} min")
+        if idle >= TOLD_AFTER:
+            notify(launch, STANDS_STILL, f"no cell made a step in {idle} rounds")
         say(submit_round(launch, missing, say, follow_up=follow_up, in_minutes=minutes) or "submitted again")
 
 

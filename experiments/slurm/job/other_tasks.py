@@ -7,8 +7,8 @@ from pathlib import Path
 from experiments.launcher import CellTask
 from experiments.local.pool import Ended
 from experiments.runs.states import End
-from experiments.slurm.announcements import Announcement, write_loss
-from experiments.slurm.task import JobTask, crash_advice, say
+from experiments.slurm.job.announcements import Announcement, write_loss
+from experiments.slurm.job.task import JobTask, crash_advice, say
 
 
 class OtherTask(JobTask):
