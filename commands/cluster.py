@@ -37,7 +37,7 @@ from commands.options import (
 from simsiam.errors import SettingsError, nearest
 
 if TYPE_CHECKING:
-    from experiments.launcher import Launcher, LaunchView
+    from experiments.launcher import LaunchView
     from experiments.plan import Plan, PlannedCell
     from experiments.slurm.profile import Cluster
 
@@ -65,44 +65,20 @@ def launch(
     from experiments.registry import launcher_for
     from experiments.slurm.profile import load_cluster
 
-    chosen = load_cluster(cluster)
-    runs, data = _places(chosen, runs, data)
-    launcher = launcher_for(chosen)
     with _on_interrupt("nothing was submitted"):
-        _launch(study, launcher, chosen, runs, data, scale, set_, seeds, dry_run, supervise)
-
-
-@contextlib.contextmanager
-def _on_interrupt(what_stands: str) -> Iterator[None]:
-    """A line for who presses Ctrl-C, unless where that happened it is known better."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise error if str(error) else KeyboardInterrupt(what_stands) from None
-
-
-def _launch(
-    study: str,
-    launcher: Launcher,
-    chosen: Cluster,
-    runs: Path,
-    data: Path,
-    scale: str | None,
-    set_: list[str] | None,
-    seeds: str | None,
-    dry_run: bool,
-    supervise: bool,
-) -> None:
-    chosen_scale = scale_named(scale)
-    make = partial(plan_for, studies_named(study), chosen_scale, seeds, set_, runs, data)
-    made = make()
-    if dry_run:
-        return _estimate(made, launcher.preview(made, say), "GPU hours" if chosen.profile.on_gpu else "hours")
-    launcher.check(made)
-    made = with_images(made, make, say)
-    check_writable(runs)
-    note_other_code(made)
-    summary = launcher.submit(made, say, command=shlex.join(sys.argv), supervised=supervise)
+        chosen = load_cluster(cluster)
+        runs, data = _places(chosen, runs, data)
+        launcher = launcher_for(chosen)
+        chosen_scale = scale_named(scale)
+        make = partial(plan_for, studies_named(study), chosen_scale, seeds, set_, runs, data)
+        made = make()
+        if dry_run:
+            return _estimate(made, launcher.preview(made, say), "GPU hours" if chosen.profile.on_gpu else "hours")
+        launcher.check(made)
+        made = with_images(made, make, say)
+        check_writable(runs)
+        note_other_code(made)
+        summary = launcher.submit(made, say, command=shlex.join(sys.argv), supervised=supervise)
     if summary.submitted:
         say(f"{made.title}: {count(len(summary.submitted), 'cell')} submitted as {summary.launch}.")
     else:
@@ -115,6 +91,15 @@ def _launch(
             if not launcher.supervise(made, say):
                 sys.exit(FAILURE)
         say("Nothing is left to do.")
+
+
+@contextlib.contextmanager
+def _on_interrupt(what_stands: str) -> Iterator[None]:
+    """A line for who presses Ctrl-C, unless where that happened it is known better."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise error if str(error) else KeyboardInterrupt(what_stands) from None
 
 
 def _estimate(made: Plan, todo: list[PlannedCell], unit: str) -> None:
@@ -238,6 +223,21 @@ def selftest(
     check_writable(runs)
     if not try_out(chosen, runs, say):
         sys.exit(FAILURE)
+
+
+def usage(
+    launch_id: Annotated[str, typer.Argument(metavar="ID", help="A launch: see `launches`.")],
+    runs: Runs = DEFAULT_RUNS,
+) -> None:
+    """What the jobs of a launch used of what they asked for, from SLURM's accounting, and what to ask for next time."""
+    from experiments.slurm.launch import all_launches
+    from experiments.slurm.usage import usage_of
+
+    known = {each.id: each for each in all_launches(runs)}
+    if launch_id not in known:
+        raise SettingsError(f"launch: {launch_id!r} is not in {runs}{nearest(launch_id, list(known))}  [ID]")
+    for line in usage_of(known[launch_id]):
+        say(line)
 
 
 def _places(chosen: Cluster, runs: Path, data: Path) -> tuple[Path, Path]:

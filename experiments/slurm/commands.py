@@ -6,7 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experiments.runs import slurm_environment
 from simsiam.errors import UserError
@@ -98,6 +98,46 @@ def _jobs(which: str) -> list[Job]:
     output = call(["squeue", which, "--all", "--array", "--noheader", "--format", "%i|%u|%T|%r|%L|%N|%j|%S|%Z|%k"])
     found = [line.split("|", 9) for line in output.splitlines() if line.count("|") >= 9]
     return [Job(*(*fields[:9], fields[9].removeprefix("(null)"))) for fields in found]
+
+
+@dataclass(frozen=True)
+class Used:
+    """What one start of a job, or of a task of an array, has used, as SLURM's accounting has it."""
+
+    job: str
+    seconds: int
+    limit_seconds: int  # that it could have taken; 0 if unlimited
+    cpus: int
+    cpu_seconds: float
+    peak_bytes: float  # of one task; 0 if not on record
+
+
+def used_by(jobs: Sequence[str]) -> list[Used]:
+    """From the accounting, those that ran. Raises SlurmError, also where there is none."""
+    fields = "JobID,ElapsedRaw,TimelimitRaw,AllocCPUS,TotalCPU,MaxRSS"
+    command = ["sacct", "--noheader", "--parsable2", "--duplicates", f"--format={fields}", f"--jobs={','.join(jobs)}"]
+    found: list[Used] = []
+    for line in call(command, timeout=120).splitlines():
+        name, seconds, limit, cpus, cpu, peak = line.split("|")
+        if "." not in name and int(seconds or 0):
+            minutes = int(limit) if limit.isdecimal() else 0
+            found.append(Used(name, int(seconds), 60 * minutes, int(cpus or 0), seconds_of(cpu), 0.0))
+        elif "." in name and found:  # a step of the job before
+            found[-1] = replace(found[-1], peak_bytes=max(found[-1].peak_bytes, bytes_of(peak)))
+    return found
+
+
+def bytes_of(text: str) -> float:
+    """``32G``, ``1500K``, ``7168Mn``; 0 for nothing."""
+    match = re.match(r"([\d.]+)([KMGT]?)", text)
+    return float(match[1]) * 1024.0 ** " KMGT".index(match[2] or " ") if match else 0.0
+
+
+def seconds_of(text: str) -> float:
+    """``1-02:03:04``, ``02:03.456``; 0 for nothing."""
+    days, _, clock = text.rpartition("-")
+    parts = [float(part) for part in clock.split(":") if part]
+    return 86400 * float(days or 0) + sum(part * 60**power for power, part in enumerate(reversed(parts)))
 
 
 def expected_start(script: str) -> str:

@@ -343,12 +343,13 @@ def all_launches(runs: Path) -> list[Launch]:
 
 
 def abandoned(runs: Path) -> list[Path]:
-    """This user's folders of launches that never were: their launcher was killed before it wrote the spec."""
+    """This user's folders of launches that never were: their launcher was killed before it asked SLURM for anything."""
     found = []
     for path in launch_folders(runs):
         with contextlib.suppress(OSError):
             details = path.stat()
-            if details.st_uid != os.getuid() or (path / "spec.json").exists():
+            was_begun = (path / "spec.json").exists() and any((path / "rounds").glob("*.json"))
+            if details.st_uid != os.getuid() or was_begun:
                 continue
             alive = is_process_alive(read_json(path / CREATOR) or {})
             if alive is False or (alive is None and time.time() - details.st_mtime > SPECLESS_SECONDS):

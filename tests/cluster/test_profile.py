@@ -53,12 +53,12 @@ def test_what_sbatch_and_srun_are_given(slurm: Slurm, folder: Path) -> None:
 
 
 def test_a_launch_that_waits_for_another_is_hurried(slurm: Slurm, folder: Path) -> None:
-    grid = Grid(slurm, folder / "hurried", options=QUICK, profile={"constraint": "f7|f8"}, sleep=0)
+    grid = Grid(slurm, folder / "hurried", options=QUICK, profile={"constraint": "f7|f8"})
     grid.launch()
-    grid.slurm.call("scancel", *{job.partition("_")[0] for job in grid.jobs()})
     name = f"{grid.latest().id}.next"
     (job,) = grid.slurm.call("squeue", "-h", "-n", name, "-o", "%i").splitlines()
-    grid.slurm.call("scontrol", "update", f"JobId={job}", "Dependency=", "StartTime=now+1hour", check=False)
+    grid.slurm.call("scontrol", "update", f"JobId={job}", "StartTime=now+1hour")
+    grid.slurm.call("scancel", *{job.partition("_")[0] for job in grid.jobs()})
     wait_for(lambda: "BeginTime" in grid.slurm.call("squeue", "-h", "-n", name, "-o", "%r"), 60, grid.describe)
     assert "it looks now" in grid.launch()
     grid.wait_until_done()

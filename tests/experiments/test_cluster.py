@@ -543,3 +543,17 @@ def test_options_of_srun_and_partitions_in_turn(tmp_path: Path) -> None:
         path.write_text(f"srun_options: {wrong}\n")
         with pytest.raises(SettingsError, match=r"srun_options: .*:1\]"):
             load_cluster(str(path))
+
+
+def test_accounts_of_jobs_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sacct prints them (--parsable2): a job that was queued again, its steps, and one that did not run."""
+    printed = (
+        "7_0|3600|240|4|03:00:00|\n7_0.batch|3600||4|00:00.100|1024K\n7_0.0|3600||4|02:59:59|3G\n"
+        "7_0|60|240|4|00:01.500|\n7_1|0|240|4|00:00:00|\n8|90061|UNLIMITED|1|1-01:01:01|\n"
+    )
+    monkeypatch.setattr(commands, "call", lambda *_, **__: printed)
+    first, again, other = commands.used_by(["7", "8"])
+    assert (first.seconds, first.limit_seconds, first.cpus, first.cpu_seconds) == (3600, 14400, 4, 10800)
+    assert first.peak_bytes == 3 * 2**30
+    assert (again.job, again.seconds, again.cpu_seconds, again.peak_bytes) == ("7_0", 60, 1.5, 0)
+    assert (other.limit_seconds, other.cpu_seconds) == (0, 86400 + 3600 + 60 + 1)
