@@ -24,7 +24,16 @@ from typing import Any
 import torch
 
 from experiments.launcher import RunContext
-from experiments.runs.folder import Attempt, Heartbeats, LeaseLostError, RunFolder, own_job, read_json, write_json
+from experiments.runs.folder import (
+    Attempt,
+    Heartbeats,
+    LeaseLostError,
+    RunFolder,
+    make_beside_runs,
+    own_job,
+    read_json,
+    write_json,
+)
 from experiments.runs.provenance import code, processor
 from experiments.runs.states import CellResult, End, State
 from experiments.runs.surroundings import surrounding_fault
@@ -356,8 +365,9 @@ def reference_lines(settings: Settings, dataset: Dataset, runs: Path) -> dict[st
                 k=evaluation.knn_k,
                 temperature=evaluation.knn_temperature,
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, known, str(os.getpid()))
+        make_beside_runs(path.parent)
+        with contextlib.suppress(PermissionError):  # another user's: it is computed again each time
+            write_json(path, known, str(os.getpid()))
     return known
 
 

@@ -137,7 +137,7 @@ def seconds_of(text: str) -> float:
     """``1-02:03:04``, ``02:03.456``; 0 for nothing."""
     days, _, clock = text.rpartition("-")
     parts = [float(part) for part in clock.split(":") if part]
-    return 86400 * float(days or 0) + sum(part * 60**power for power, part in enumerate(reversed(parts)))
+    return 86400 * float(days or 0) + sum(part * 60.0**power for power, part in enumerate(reversed(parts)))
 
 
 def expected_start(script: str) -> str:

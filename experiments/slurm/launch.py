@@ -19,6 +19,7 @@ import secrets
 import shutil
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ from experiments.runs.folder import (
     RunFolder,
     StoreError,
     is_process_alive,
+    make_beside_runs,
     process_identity,
     read_json,
     write_json,
@@ -265,6 +267,12 @@ class Launch:
         """The failures of a cell in this launch."""
         return [failure for failure in self.all_failures(run_id) if failure.counted]
 
+    def tried_again(self) -> Counter[str]:
+        """Why attempts at cells have failed that are neither done nor given up, and how many of each reason."""
+        runs = {path.name.partition(".")[0] for path in (self.path / "failures").glob("*.json")}
+        still = (run_id for run_id in runs if not self._is_over(run_id))
+        return Counter(failure.reason for run_id in still for failure in self.all_failures(run_id))
+
     def has_given_up(self, run_id: str) -> bool:
         """Whether a cell has used up what it may fail in this launch."""
         failures = self.failures(run_id)
@@ -298,7 +306,7 @@ def _write(record: _Record, path: Path) -> None:
 def one_at_a_time(runs: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Wait for other commands that submit cells of a folder of runs, also on other machines where locks reach them."""
     with contextlib.suppress(OSError):
-        (runs / FOLDER).mkdir(parents=True, exist_ok=True)
+        make_beside_runs(runs / FOLDER)
     with _locked(runs / FOLDER / ".lock", tell):
         yield
 

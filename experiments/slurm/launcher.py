@@ -141,7 +141,7 @@ def _expected_start(script: str) -> str:
 
 def _hurry(launch: Launch, jobs: Sequence[Job], tell: Tell) -> None:
     """A follow-up that waits to look again, while nothing else of its launch is queued, looks now."""
-    mine = jobs_of(launch, jobs)
+    mine = [job for job in jobs_of(launch, jobs) if job.state != "COMPLETING"]
     if all(job.name == launch.id + FOLLOW_UP and job.is_pending and job.reason == "BeginTime" for job in mine):
         for job in mine:
             commands.begin(job.id, "now")

@@ -16,6 +16,7 @@ from experiments.slurm.commands import Job, SlurmError
 from experiments.slurm.launch import Launch, abandoned, all_launches, current, launch_folders
 
 FOLLOW_UP = ".next"  # ends the name of the follow-up job
+MOST_REASONS = 3  # that are shown of a launch
 # Why SLURM keeps a job waiting that no node could ever run.
 IMPOSSIBLE = ("BadConstraints", "PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit")
 
@@ -197,6 +198,8 @@ def _problems(launch: Launch, jobs: Sequence[Job] | None) -> list[str]:
     found += _pauses(launch, mine)
     if launch.is_cancelled():
         return []
+    tried = launch.tried_again().most_common(MOST_REASONS)
+    found += [f"{launch.id}: attempts that ended, and are made again: {number}: {reason}" for reason, number in tried]
     submitted = any(content.released and content.jobs for content in launch.rounds())
     if jobs is not None and submitted and not tasks and not mine:
         found.append(

@@ -116,8 +116,10 @@ class JobTask:
             data = self.patiently(images)
         except (StoreError, OSError) as error:
             where = f"task {self.ranks.rank}: " if self.ranks.rank else ""
-            report = self.launch.task(self.job)
-            self.launch.write_task(report.model_copy(update={"job": self.job, "problem": f"{where}{error}"}))
+            self.tell_queue(f"{where}{error}")
+            with contextlib.suppress(OSError):
+                report = self.launch.task(self.job)
+                self.launch.write_task(report.model_copy(update={"job": self.job, "problem": f"{where}{error}"}))
             raise
         machine = Machine(
             runs=self.launch.runs,
