@@ -102,18 +102,19 @@ class FirstTask(JobTask):
                 pauses, self.trouble = waits(), ""
                 self.tell_waits()
             if self.has_waited_in_vain():
+                say(f"gives its node back; the follow-up goes on: {self.waits_for}")
                 break
-        say(f"stopping: {self.stopping}" if self.stopping else "no cell is left to train")
+        say(f"stopping: {self.stopping}" if self.stopping else "no cell can be trained here any more")
         self.pool.stop.set()
         while self.pool.cells():
             self.hear()
         self.pool.dismiss()
         if self.stopping and self.is_to_be_queued_again():
             self.queue_again()
-        with contextlib.suppress(OSError):
-            notify_if_ended(self.launch)
         if self.ranks.num_ranks > 1:
             self.announcements.announce(Announcement(self.announced + 1, None))
+        with contextlib.suppress(OSError):
+            notify_if_ended(self.launch)
 
     def begin(self) -> Sequence[str]:
         """Read what is to be trained, and report; returns what this job trained before it was started again."""
@@ -138,7 +139,7 @@ class FirstTask(JobTask):
 
     def wait_for_the_others(self) -> None:
         """Until each has its images, however long a copy takes; one that fails ends the job."""
-        while not self.announcements.are_all_ready(self.ranks.num_ranks) and not self.stopping:
+        while not self.stopping and not self.patiently(lambda: self.announcements.are_all_ready(self.ranks.num_ranks)):
             time.sleep(1)
             self.look_for_the_end()
 
@@ -354,7 +355,8 @@ class FirstTask(JobTask):
                 " fewer cells_per_gpu, a partition with a longer GraceTime, or smaller evaluations"
             )
             say(f"warning: {text}")
-            self.report_cells(warning=text)
+            with contextlib.suppress(OSError):
+                self.report_cells(warning=text)
 
     # --- what the job tells ---
 
