@@ -65,6 +65,7 @@ class Weekend:
         self.places = [shared, self.disk]
 
     def tell(self, text: str) -> None:
+        text = " ".join(text.split())
         print(f"{time.monotonic() - self.began:6.0f} s  {self.done():4} done  {text}", flush=True)
 
     def wanted(self) -> set[Path]:
@@ -80,7 +81,7 @@ class Weekend:
             time.sleep(2)
 
     def launch(self, name: str) -> None:
-        self.tell(f"{name} launches: " + " | ".join(self.grids[name].launch().splitlines()[-3:-1]))
+        self.tell(f"{name} launches: " + self.grids[name].launch().splitlines()[-2])
 
     # --- what happens ---
 
@@ -153,7 +154,7 @@ class Weekend:
             grid.check_one_publisher()
         for name, grid in self.grids.items():
             lines = grid.command("status", grid.study, *grid.options).stdout.splitlines()
-            self.tell(f"{name}: " + " | ".join(lines[:4]))
+            self.tell(f"{name}: " + " | ".join(line for line in lines[:4] if line.strip()))
         twice = [path for path in self.wanted() if len(list(path.glob("result.json"))) != 1]
         attempts = sum(RunFolder(path.parent, path.name).highest_lease() for path in self.wanted())
         self.tell(f"{len(self.wanted())} cells, {attempts} attempts, {len(twice)} without a result")
