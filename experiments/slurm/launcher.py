@@ -10,19 +10,18 @@ from pathlib import Path
 
 from experiments.launcher import Launcher, Summary, Tell, missing
 from experiments.plan import Plan, PlannedCell
-from experiments.runs.folder import Status
+from experiments.runs.folder import Status, StoreError
 from experiments.runs.provenance import ROOT, hash_of
 from experiments.slurm import commands
 from experiments.slurm import submit as slurm
 from experiments.slurm.commands import Job, SlurmError
-from experiments.slurm.job.follow_up import follow_up
+from experiments.slurm.job.follow_up import end_round, follow_up
 from experiments.slurm.launch import Launch, LaunchCell, all_launches, create, current, one_at_a_time
 from experiments.slurm.profile import Cluster, warnings
 from experiments.slurm.queue import FOLLOW_UP, jobs_of
 from simsiam.settings.checks import check_ranks
 
 SUPERVISE_SECONDS = 60.0
-MAX_RESUBMISSIONS = 20
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,10 @@ class SlurmLauncher(Launcher):
         with one_at_a_time(made.runs, tell):  # so that no other `launch` takes the same cells to be missing
             for note in slurm.recover(made.runs, commands.my_jobs()):
                 tell(note)
-            todo = self._missing(made, commands.my_jobs(), tell)
+            jobs = commands.my_jobs()
+            todo = self._missing(made, jobs, tell)
+            for earlier, _ in current(made.unique(), all_launches(made.runs)):
+                _hurry(earlier, jobs, tell)
             if not todo:
                 return Summary()
             launch = create(made, [(planned, status.lease) for planned, status in todo], self.cluster, command=command)
@@ -84,24 +86,20 @@ class SlurmLauncher(Launcher):
         return [planned for planned, _ in todo]
 
     def supervise(self, made: Plan, tell: Tell) -> bool:
-        """New rounds of the launches that have lost their jobs. False after too many of them."""
-        resubmissions = 0
+        """New rounds of the launches that have lost their jobs, further apart while no cell makes a step."""
         while True:
-            launches = [launch for launch, _ in current(made.unique(), all_launches(made.runs))]
-            left = {launch: launch.missing() for launch in launches if not launch.is_cancelled()}
-            if not any(left.values()):
-                return True
             try:
+                launches = [launch for launch, _ in current(made.unique(), all_launches(made.runs)) if launch.is_mine]
+                left = {launch: launch.missing() for launch in launches if not launch.is_cancelled()}
+                if not any(left.values()):
+                    return True
                 jobs = commands.my_jobs()
                 for launch, cells in left.items():
                     if cells and not jobs_of(launch, jobs):
-                        resubmissions += 1
-                        if resubmissions > MAX_RESUBMISSIONS:
-                            tell(f"{launch.id}: submitted again {MAX_RESUBMISSIONS} times, and still not done")
-                            return False
+                        _, minutes = end_round(launch)
                         tell(f"{launch.id}: its jobs are gone; submitting again the cells that are left: {len(cells)}")
-                        slurm.submit_round(launch, cells, tell, follow_up=None)
-            except SlurmError as error:
+                        slurm.submit_round(launch, cells, tell, follow_up=None, in_minutes=minutes)
+            except (SlurmError, StoreError, OSError) as error:
                 tell(f"{error}; trying again")
             time.sleep(SUPERVISE_SECONDS)
 
@@ -120,8 +118,6 @@ class SlurmLauncher(Launcher):
         if queued:
             names = ", ".join(sorted({launch.id for launch in covered.values()}))
             tell(f"Cells left to {names}, which has jobs in the queue: {queued}.")
-            for launch in set(covered.values()):
-                _hurry(launch, jobs, tell)
             if any(launch.cluster.profile != self.cluster.profile for launch in covered.values()):
                 tell("Those were submitted with another profile than it is now: `cancel` first to submit them anew.")
             for launch in set(covered.values()):
@@ -142,7 +138,7 @@ def _expected_start(script: str) -> str:
 def _hurry(launch: Launch, jobs: Sequence[Job], tell: Tell) -> None:
     """A follow-up that waits to look again, while nothing else of its launch is queued, looks now."""
     mine = [job for job in jobs_of(launch, jobs) if job.state != "COMPLETING"]
-    if all(job.name == launch.id + FOLLOW_UP and job.is_pending and job.reason == "BeginTime" for job in mine):
+    if mine and all(job.name == launch.id + FOLLOW_UP and job.is_pending and job.reason == "BeginTime" for job in mine):
         for job in mine:
             commands.begin(job.id, "now")
             tell(f"{launch.id}: its follow-up was to look again at {job.start}; it looks now.")

@@ -107,7 +107,7 @@ class Weekend:
         self.slurm.call("scancel", *workers)
         time.sleep(60)
         self.slurm.call("scontrol", "update", "PartitionName=low", "State=UP")
-        self.tell(ann.command("status", ann.study, *ann.options).stdout.splitlines()[-1])
+        self.tell("ann: " + " | ".join(ann.command("status", ann.study, *ann.options).stdout.splitlines()[:5]))
 
     def code_is_edited(self) -> None:
         """Ann launches from a checkout that has changed: nothing is trained again, and she is told."""

@@ -19,6 +19,7 @@ from experiments.runs.folder import DEAD_AFTER, Heartbeats, RunFolder, own_job
 from experiments.runs.states import State
 from experiments.slurm import commands
 from experiments.slurm.job.first_task import in_order
+from experiments.slurm.job.follow_up import end_round
 from experiments.slurm.job.node import copy_images
 from experiments.slurm.job.notify import FIRST_FAILURE, notify, notify_if_ended
 from experiments.slurm.launch import Launch, Round, TaskReport, all_launches, create
@@ -557,3 +558,26 @@ def test_accounts_of_jobs_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.peak_bytes == 3 * 2**30
     assert (again.job, again.seconds, again.cpu_seconds, again.peak_bytes) == ("7_0", 60, 1.5, 0)
     assert (other.limit_seconds, other.cpu_seconds) == (0, 86400 + 3600 + 60 + 1)
+
+
+def test_rounds_without_a_step_are_further_and_further_apart(tmp_path: Path) -> None:
+    """And never end: trouble pauses a grid. One that SLURM refused says nothing of the cells."""
+    made = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0], [], tmp_path, tmp_path / "data")
+    launch = create(made, [(planned, 0) for planned in made.cells], load_cluster("cpu"), command="launch")
+    assert end_round(launch) == (0, 0)
+    pauses = []
+    for number in range(1, 13, 2):
+        launch.write_round(Round(number=number, jobs=(str(number),), complete=True, released=True))
+        launch.write_round(Round(number=number + 1, complete=True, released=True, refused="no"))
+        pauses.append(end_round(launch))
+    assert [idle for idle, _ in pauses] == [0, 1, 2, 3, 4, 5]
+    minutes = [pause for _, pause in pauses]
+    assert minutes == sorted(minutes)
+    assert (minutes[0], minutes[-1]) == (0, 60)
+    first = made.cells[0]
+    attempt = RunFolder(tmp_path, first.run_id).claim(first.cell.settings, Heartbeats(), retry_failed=False)
+    assert attempt is not None
+    attempt.progress = {"step": 3}
+    attempt.write_state(State.RUNNING)
+    launch.write_round(Round(number=13, jobs=("13",), complete=True, released=True))
+    assert end_round(launch) == (0, 0)

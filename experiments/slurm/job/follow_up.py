@@ -45,23 +45,31 @@ def follow_up(folder: str) -> None:
 def _once(launch: Launch) -> None:
     if launch.is_cancelled():
         return say("the launch was cancelled")
-    missing, rounds = launch.missing(), launch.rounds()
+    missing = launch.missing()
     if missing and not (missing := _unattended(launch, missing)):
         return come_back(launch, "all cells that are left are trained elsewhere")
-    total = sum(_steps(launch, cell) for cell in launch.cells)
-    *before, latest = (content for content in rounds if content.jobs and not content.refused)
-    earlier = [content.steps for content in before if content.steps is not None]
     say(f"{len(missing)} of {len(launch.cells)} cells are left")
     notify_if_ended(launch)
-    launch.write_round(latest.model_copy(update={"steps": total}))
+    idle, minutes = end_round(launch)
     if missing:
-        idle = next((number for number, steps in enumerate(reversed(earlier)) if steps != total), len(earlier))
-        minutes = IDLE_MINUTES[min(idle, len(IDLE_MINUTES) - 1)]
         if minutes:
             say(f"no cell made a step in {idle} rounds: the next one starts in {minutes} min")
         if idle >= TOLD_AFTER:
             notify(launch, STANDS_STILL, f"no cell made a step in {idle} rounds")
         say(submit_round(launch, missing, say, follow_up=follow_up, in_minutes=minutes) or "submitted again")
+
+
+def end_round(launch: Launch) -> tuple[int, int]:
+    """Write down how far the cells have come. Returns rounds without a step so far, and the minutes to pause then."""
+    total = sum(_steps(launch, cell) for cell in launch.cells)
+    submitted = [content for content in launch.rounds() if content.jobs and not content.refused]
+    if not submitted:
+        return 0, 0
+    *before, latest = submitted
+    launch.write_round(latest.model_copy(update={"steps": total}))
+    earlier = [content.steps for content in before if content.steps is not None]
+    idle = next((number for number, steps in enumerate(reversed(earlier)) if steps != total), len(earlier))
+    return idle, IDLE_MINUTES[min(idle, len(IDLE_MINUTES) - 1)]
 
 
 def come_back(launch: Launch, reason: str) -> None:
