@@ -60,7 +60,7 @@ class Weekend:
         self.grids["bob"].study = str(bobs)
         self.disk = self.grids["cem"].runs
         self.disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", self.disk], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={200 + 2 * cells}m", "tmpfs", self.disk], check=True)
         shutil.chown(self.disk, USERS["cem"])
         self.places = [shared, self.disk]
 
@@ -92,9 +92,10 @@ class Weekend:
 
     def disk_fills(self) -> None:
         filler = self.disk / "filler"
-        with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(b"x" * 2**12)
+        for size in (2**20, 2**12):
+            with open(filler, "ab", buffering=0) as file, contextlib.suppress(OSError):
+                while True:
+                    file.write(b"x" * size)
         time.sleep(15)
         filler.unlink()
 
