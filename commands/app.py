@@ -33,6 +33,7 @@ app.command()(studies.grid)
 app.command()(studies.status)
 app.command()(cluster.launch)
 app.command()(cluster.cancel)
+app.command()(cluster.launches)
 app.command()(cluster.logs)
 app.command()(report.report)
 app.command()(verify.verify)
@@ -47,6 +48,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
 cluster_app.command("check")(cluster.check)
 cluster_app.command("selftest")(cluster.selftest)
+cluster_app.command("usage")(cluster.usage)
 data_app.command("prepare")(data.data_prepare)
 data_app.command("check")(data.data_check)
 data_app.command("resize")(data.data_resize)
@@ -67,8 +69,13 @@ def _clear_errors() -> Iterator[None]:
         yield
     except SettingsError as error:
         _fail(str(error), USAGE)
-    except KeyboardInterrupt:
-        _fail("interrupted", STOPPED)
+    except KeyboardInterrupt as error:
+        _fail(_interrupted(error), STOPPED)
+    except SystemExit as error:
+        cause = error.__context__ and error.__context__.__cause__
+        if isinstance(cause, KeyboardInterrupt):  # typer has made an exit of it
+            _fail(_interrupted(cause), STOPPED)
+        raise
     except BrokenPipeError:  # `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(FAILURE)
@@ -76,6 +83,10 @@ def _clear_errors() -> Iterator[None]:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}", FAILURE)
     except UserError as error:  # any other is a mistake of ours, and is shown whole
         _fail(str(error), FAILURE)
+
+
+def _interrupted(error: KeyboardInterrupt) -> str:
+    return f"interrupted: {error}" if str(error) else "interrupted"
 
 
 def _fail(message: str, code: int) -> None:

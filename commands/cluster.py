@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from commands.console import about, count, say
+from commands.console import Table, about, count, make_console, number, print_json, say
 from commands.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
     FAILURE,
+    AsJson,
     Data,
     Retrain,
     Runs,
@@ -35,6 +39,7 @@ from commands.options import (
 from simsiam.errors import SettingsError, nearest
 
 if TYPE_CHECKING:
+    from experiments.launcher import LaunchView
     from experiments.plan import Plan, PlannedCell
     from experiments.slurm.profile import Cluster
 
@@ -64,24 +69,25 @@ def launch(
     from experiments.slurm.profile import load_cluster
     from simsiam.settings.own_code import keep
 
-    chosen = load_cluster(cluster)
-    runs, data = _places(chosen, runs, data)
-    launcher = launcher_for(chosen)
-    chosen_scale = scale_named(scale)
-    studies = studies_named(study)
-    if retrain:
-        _, set_ = retrained(lambda given: plan_for(studies, chosen_scale, seeds, given, runs, data), set_)
-    make = partial(plan_for, studies, chosen_scale, seeds, set_, runs, data)
-    made = make()
-    if other := other_code_of(made):
-        say(str(other))
-    if dry_run:
-        return _estimate(made, launcher.preview(made, say), "GPU hours" if chosen.profile.on_gpu else "hours")
-    launcher.check(made)
-    made = with_images(made, make, say)
-    check_writable(runs)
-    keep((planned.cell.settings for planned in made.cells), runs)
-    summary = launcher.submit(made, say, command=shlex.join(sys.argv), supervised=supervise)
+    with _on_interrupt("nothing was submitted"):
+        chosen = load_cluster(cluster)
+        runs, data = _places(chosen, runs, data)
+        launcher = launcher_for(chosen)
+        chosen_scale = scale_named(scale)
+        studies = studies_named(study)
+        if retrain:
+            _, set_ = retrained(lambda given: plan_for(studies, chosen_scale, seeds, given, runs, data), set_)
+        make = partial(plan_for, studies, chosen_scale, seeds, set_, runs, data)
+        made = make()
+        if other := other_code_of(made):
+            say(str(other))
+        if dry_run:
+            return _estimate(made, launcher.preview(made, say), "GPU hours" if chosen.profile.on_gpu else "hours")
+        launcher.check(made)
+        made = with_images(made, make, say)
+        check_writable(runs)
+        keep((planned.cell.settings for planned in made.cells), runs)
+        summary = launcher.submit(made, say, command=shlex.join(sys.argv), supervised=supervise)
     if summary.submitted:
         say(f"{made.title}: {count(len(summary.submitted), 'cell')} submitted as {summary.launch}.")
     else:
@@ -90,15 +96,29 @@ def launch(
     say(f"See: python run_ablation.py status {shlex.quote(study)} {options} --watch".rstrip())
     if supervise:
         say("Supervising: Ctrl-C ends this, not the jobs.")
-        if not launcher.supervise(made, say):
-            sys.exit(FAILURE)
+        with _on_interrupt("the jobs go on; `launch --supervise` again submits what they lose"):
+            if not launcher.supervise(made, say):
+                sys.exit(FAILURE)
         say("Nothing is left to do.")
+
+
+@contextlib.contextmanager
+def _on_interrupt(what_stands: str) -> Iterator[None]:
+    """A line for who presses Ctrl-C, unless where that happened it is known better."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise error if str(error) else KeyboardInterrupt(what_stands) from None
 
 
 def _estimate(made: Plan, todo: list[PlannedCell], unit: str) -> None:
     """What the cells of a dry run will cost."""
     from experiments.plan import estimate
 
+    results = (status.result for status in made.statuses().values() if status.result is not None)
+    saved = [float(result.get("seconds", 0.0)) for result in results]
+    if saved:
+        say(f"Done already: {count(len(saved), 'cell')}, which took {sum(saved) / 3600:,.1f} hours.")
     if not todo:
         return say(f"{made.title}: nothing to submit.")
     estimates = [estimate(planned.cell.settings, made.scale) for planned in todo]
@@ -113,7 +133,10 @@ def _estimate(made: Plan, todo: list[PlannedCell], unit: str) -> None:
 
 
 def cancel(
-    study: StudyName,
+    study: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(metavar="[STUDY]", help="The study, with the options that it was launched with; or --launch."),
+    ] = None,
     runs: Runs = DEFAULT_RUNS,
     data: Data = DEFAULT_DATA,
     scale: ScaleName = None,
@@ -121,22 +144,63 @@ def cancel(
     seeds: Seeds = None,
     launch_id: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--launch", metavar="ID", help="This launch alone, whatever it holds."),
+        typer.Option("--launch", metavar="ID", help="This launch, whatever it holds, from any folder: see `launches`."),
     ] = None,
 ) -> None:
     """Cancel the jobs of a study. Its cells keep their checkpoints; `launch` goes on from there."""
     from experiments.registry import queues
 
-    made = plan_for(studies_named(study), scale_named(scale), seeds, set_, runs, data)
-    asked = queues()
     if launch_id is not None:
-        known = {name: queue for queue in asked for name in queue.launches(runs)}
-        if launch_id not in known:
-            raise SettingsError(f"launch: {launch_id!r} is not in {runs}{nearest(launch_id, list(known))}  [--launch]")
-        asked = [known[launch_id]]
-    all_done = [queue.cancel(made, say, launch_id) for queue in asked]
-    if not all(all_done):
-        sys.exit(FAILURE)
+        if not any(queue.cancel_launch(runs, launch_id, say) for queue in queues()):
+            known = [view.id for queue in queues() for view in queue.launches(runs)]
+            where = f"neither in {runs} nor in the queue"
+            raise SettingsError(f"launch: {launch_id!r} is {where}{nearest(launch_id, known)}  [--launch]")
+        return
+    if study is None:
+        raise SettingsError("cancel what? A STUDY, or --launch ID: `launches` lists them")
+    problem = ""
+    cancelled: list[str] = []
+    try:
+        made = plan_for(studies_named(study), scale_named(scale), seeds, set_, runs, data)
+    except SettingsError as error:  # its file was changed, or is gone; its jobs are not
+        problem = str(error)
+    else:
+        cancelled = [name for queue in queues() for name in queue.cancel(made, say)]
+    if cancelled:
+        return
+    views = [view for queue in queues() for view in queue.launches(runs) if not view.is_over]
+    meant = [view for view in views if study == "all" or Path(study).stem in (view.studies or ())]
+    if problem and not meant:
+        raise SettingsError(problem)
+    if not meant:
+        return say("There is nothing to cancel.")
+    reason = problem or "no launch holds exactly the cells that these options name; they may hold others, too"
+    say(f"Nothing was cancelled: {reason}.")
+    say(f"Of {study} there are, in {runs}/; `cancel --launch ID` cancels one:")
+    _print_launches(meant)
+    sys.exit(FAILURE)
+
+
+def launches(runs: Runs = DEFAULT_RUNS, as_json: AsJson = False) -> None:
+    """The launches that train into a folder of runs, everybody's: state, jobs, cells that are left, age."""
+    from experiments.registry import queues
+
+    views = [view for queue in queues() for view in queue.launches(runs)]
+    if as_json:
+        return print_json({"runs": str(runs), "launches": [asdict(view) for view in views]})
+    if not views:
+        return say(f"{runs}/: nothing was launched there.")
+    _print_launches(views)
+
+
+def _print_launches(views: list[LaunchView]) -> None:
+    table = Table("launch", "owner", "study", "scale", "state", "jobs>", "left>", "age>", optional=("scale", "study"))
+    for view in views:
+        numbers = [number(each, ",") for each in (view.jobs, view.left)]
+        studies = ", ".join(view.studies or ()) or "-"
+        age = about(max(0.0, time.time() - view.created))
+        table.add_row(view.id, view.owner, studies, view.scale or "-", view.state, *numbers, age)
+    make_console().print(table)
 
 
 def check(
@@ -170,13 +234,28 @@ def selftest(
         sys.exit(FAILURE)
 
 
+def usage(
+    launch_id: Annotated[str, typer.Argument(metavar="ID", help="A launch: see `launches`.")],
+    runs: Runs = DEFAULT_RUNS,
+) -> None:
+    """What the jobs of a launch used of what they asked for, from SLURM's accounting, and what to ask for next time."""
+    from experiments.slurm.launch import all_launches
+    from experiments.slurm.usage import usage_of
+
+    known = {each.id: each for each in all_launches(runs)}
+    if launch_id not in known:
+        raise SettingsError(f"launch: {launch_id!r} is not in {runs}{nearest(launch_id, list(known))}  [ID]")
+    for line in usage_of(known[launch_id]):
+        say(line)
+
+
 def _places(chosen: Cluster, runs: Path, data: Path) -> tuple[Path, Path]:
     """Where runs and images are: as the command says, else as the profile does."""
     from experiments.slurm.launch import absolute
+    from experiments.slurm.profile import expanded
 
-    profile = chosen.profile
-    runs = absolute(Path(profile.runs) if profile.runs and runs == DEFAULT_RUNS else runs)
-    data = absolute(Path(profile.data) if profile.data and data == DEFAULT_DATA else data)
+    runs = absolute((runs == DEFAULT_RUNS and expanded(chosen, "runs")) or runs)
+    data = absolute((data == DEFAULT_DATA and expanded(chosen, "data")) or data)
     if "%" in str(runs):
         raise SettingsError(f"runs: {runs} must not hold a %, which SLURM replaces in the names of logs  [--runs]")
     return runs, data

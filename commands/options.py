@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from commands.console import say
 from simsiam.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -146,7 +147,6 @@ def retrained(make: Callable[[list[str] | None], Plan], overrides: list[str] | N
 
     ``make``: plans with overrides.
     """
-    from commands.console import say
     from experiments.runs.code_changes import training_code
 
     made = make(overrides)

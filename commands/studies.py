@@ -6,14 +6,14 @@ import json
 import shlex
 import sys
 import time
-from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from commands.console import Table, about, count, make_console, print_json, say
+from commands.console import Table, about, count, make_console, print_json, print_prose, say
 from commands.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from experiments.status import GridStatus
     from experiments.studies.study import Scale, Study
 
+CELLS_LISTED = 60  # by `status`; of more, those that are done or wait are left out
+FAULTY, TRAINED = (State.FAILED, State.LOST, State.STALLED, State.UNREADABLE), (State.RUNNING, State.STALLED)
 WATCH_SECONDS = 30  # a question to SLURM's controller each time
 Watch = Annotated[bool, typer.Option("--watch", help=f"Look again every {WATCH_SECONDS} s, until all is done.")]
 
@@ -218,9 +220,16 @@ def status(
     set_: Set = None,
     seeds: Seeds = None,
     watch: Watch = False,
+    failed: Annotated[bool, typer.Option("--failed", help="List the cells that failed or are lost.")] = False,
+    running: Annotated[bool, typer.Option("--running", help="List the cells that are being trained.")] = False,
+    cell: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--cell", min=1, help="List this cell, counted from 1."),
+    ] = None,
+    all_cells: Annotated[bool, typer.Option("--all", help=f"List all cells, also more than {CELLS_LISTED}.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Every cell of a study: state, epoch, loss, std, kNN accuracy, where, attempt, time left; and what SLURM says."""
+    """How a study stands, and whether it goes on by itself; then each cell: state, loss, accuracy, time left, queue."""
     from experiments.plan import plan_json
     from experiments.registry import queues
     from experiments.status import Watcher
@@ -230,20 +239,34 @@ def status(
     seen = watcher.look()
     if as_json:
         printed = plan_json(made)
-        for cell, row in zip(printed["cells"], seen.rows, strict=True):
-            cell |= {"state": row.state, "host": row.seen.get("host"), "seconds_left": row.left, "slurm": row.queue}
-        return print_json({**printed, "notes": seen.notes})
+        for item, row in zip(printed["cells"], seen.rows, strict=True):
+            item |= {"state": row.state, "host": row.seen.get("host"), "seconds_left": row.left, "slurm": row.queue}
+        return print_json({**printed, "summary": seen.summary(), "notes": seen.notes})
+    if cell is not None and cell > len(made.cells):
+        raise SettingsError(f"cell: {cell} must be at most {len(made.cells)}, the cells of {study}  [--cell]")
+    listed: set[int] | None = None if cell is None else {cell}
+    states: tuple[State, ...] = FAULTY * failed + TRAINED * running
+    if not states and cell is None and not all_cells and len(made.cells) > CELLS_LISTED:
+        states = (*FAULTY, *TRAINED, State.INTERRUPTED)
     console = make_console()
-    _print_status(made, seen, console)
+    _print_status(made, seen, console, states, listed)
     while watch and any(row.state not in ENDED for row in seen.rows):
         time.sleep(WATCH_SECONDS)
         seen = watcher.look()
         console.print(f"\n{time.strftime('%H:%M:%S')}")
-        _print_status(made, seen, console)
+        _print_status(made, seen, console, states, listed)
 
 
-def _print_status(made: Plan, found: GridStatus, console: Console) -> None:
+def _print_status(
+    made: Plan, found: GridStatus, console: Console, states: Sequence[State], listed: set[int] | None
+) -> None:
+    """The summary, then the cells in some states, or of some numbers; all if neither is named."""
     from commands.console import duration, number
+
+    for line in (*found.summary(), *found.notes):
+        print_prose(console, line)
+    if not made.runs.exists():
+        print_prose(console, f"There is no folder {made.runs.absolute()}; --runs names another one.")
 
     headings = ["#>", "study", "variant", "seed>", "state", "epoch>", "loss>", "std x sqrt(d)>", "kNN %>", "time>"]
     in_queue = any(row.queue for row in found.rows)
@@ -252,6 +275,8 @@ def _print_status(made: Plan, found: GridStatus, console: Console) -> None:
     optional = ("attempt", "run", "host", "time", "study", "std x sqrt(d)", "loss", "left", "queue", "#", "epoch")
     table = Table(*headings, optional=optional)
     for index, row in enumerate(found.rows, start=1):
+        if (states and row.state not in states) or (listed is not None and index not in listed):
+            continue
         seen, outcome = row.seen, f" ({words[row.planned.run_id]})" if row.status.result else ""
         last = f", last seen {seen['beat_at']}" if row.state == State.LOST and "beat_at" in seen else ""
         table.add_row(
@@ -271,16 +296,13 @@ def _print_status(made: Plan, found: GridStatus, console: Console) -> None:
             *([row.queue or "-"] if in_queue else []),
             "-" if made.unprepared else row.planned.run_id,
         )
-    console.print(table)
-    states = Counter({row.planned.run_id: row.state for row in found.rows}.values())
-    counts = ", ".join(f"{num} {state}" for state, num in sorted(states.items()))
-    console.print(f"\n{count(states.total(), 'run')} in {made.runs}/: {counts}", highlight=False)
-    if not made.runs.exists():
-        console.print(f"There is no folder {made.runs.absolute()}; --runs names another one.", soft_wrap=True)
-    for note in found.notes:
-        console.print(note, soft_wrap=True)
+    if table.rows:
+        console.print()
+        console.print(table)
+    if hidden := len(found.rows) - len(table.rows):
+        print_prose(console, f"Not listed: {count(hidden, 'cell')}; --all, --failed, --running, --cell N list them.")
     if other := other_code_of(made):
-        console.print(str(other), highlight=False)
+        print_prose(console, str(other))
 
 
 def _came_to(made: Plan, ended: list[str]) -> dict[str, str]:

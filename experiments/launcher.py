@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from experiments.plan import Plan, PlannedCell
-from experiments.runs.folder import Status
+from experiments.runs.folder import Json, Status
 from experiments.runs.states import CellResult, State
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class RunContext:
     attempts_before: int | None = None  # attempts after it may give up for lack of progress; None: none does
     checkpoint_seconds: float = 60.0  # between two checkpoints within an epoch
     command: str = ""
+    is_patient: bool = False  # its launcher tries again what the surroundings have ended: that is no failure
 
 
 @dataclass
@@ -93,6 +94,24 @@ class QueueView:
     jobs: Mapping[str, str] | None = None  # by the id of each job: what is said of it; None: the queue does not answer
     waiting: Mapping[str, str] = field(default_factory=dict)  # by run id: what the jobs do that are to train it
     notes: list[str] = field(default_factory=list)  # what else the user should know
+    # Whether the queue would know the job that owns a run (see process_identity, own_job), and does not any more. Of
+    # another user's job, or one on another cluster, it cannot tell.
+    has_lost: Callable[[Json], bool] = lambda owner: False
+
+
+@dataclass(frozen=True)
+class LaunchView:
+    """A launch, as `launches` lists it. None: it is another user's, and only its folder's name can be read."""
+
+    id: str
+    owner: str
+    state: str
+    jobs: int | None  # in the queue; None: the queue does not answer
+    created: float  # in seconds of the folder's file system
+    studies: tuple[str, ...] | None = None
+    scale: str | None = None
+    left: int | None = None  # cells that are neither done nor given up
+    is_over: bool = False  # nothing of it is or will be in the queue
 
 
 class Queue(ABC):
@@ -103,15 +122,22 @@ class Queue(ABC):
         """Ask the queue, once, about the runs of a plan. Does not raise when it does not answer."""
 
     @abstractmethod
-    def cancel(self, made: Plan, tell: Tell, launch_id: str | None) -> bool:
-        """Cancel the jobs of a plan's launches, or of one launch. Returns whether all was done that could be done.
+    def cancel(self, made: Plan, tell: Tell) -> list[str]:
+        """Cancel the jobs of this user's launches that hold cells of a plan and no others. Returns the launches.
 
         A run that is being trained writes a checkpoint and stops. Raises RuntimeError when the queue does not answer.
         """
 
     @abstractmethod
-    def launches(self, runs: Path) -> list[str]:
-        """The launches that train into a folder of runs, oldest first."""
+    def cancel_launch(self, runs: Path, launch_id: str, tell: Tell) -> bool:
+        """Cancel one launch, whatever it holds and wherever its runs are. Returns whether there is such a launch.
+
+        Raises RuntimeError when the queue does not answer, or refuses.
+        """
+
+    @abstractmethod
+    def launches(self, runs: Path) -> list[LaunchView]:
+        """The launches that train into a folder of runs, whoever's, oldest first."""
 
     @abstractmethod
     def logs(self, made: Plan, planned: PlannedCell) -> list[Path]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.launcher import CellTask, Launcher, Queue, QueueView, RunContext, Summary, Tell, missing
+from experiments.launcher import CellTask, Launcher, LaunchView, Queue, QueueView, RunContext, Summary, Tell, missing
 from experiments.local.pool import LocalRanks
 from experiments.plan import Plan, PlannedCell
 from experiments.runs.folder import Json, is_process_alive, process_identity, read_json, write_json
@@ -51,19 +51,28 @@ class FolderQueue(Queue):
     def look(self, made: Plan) -> QueueView:
         jobs = self.jobs()
         waiting = {job["run"]: f"{number} waits" for number, job in jobs.items() if job["state"] == "waiting"}
-        return QueueView({number: f"{number} {job['state']}" for number, job in jobs.items()}, waiting)
+        said = {number: f"{number} {job['state']}" for number, job in jobs.items()}
+        return QueueView(
+            said, waiting, has_lost=lambda owner: owner["cluster"] == "folder" and owner["job"] not in said
+        )
 
-    def cancel(self, made: Plan, tell: Tell, launch_id: str | None) -> bool:
+    def cancel(self, made: Plan, tell: Tell) -> list[str]:
         wanted = {planned.run_id for planned in made.cells}
-        for number, job in self.jobs().items():
-            if job["launch"] == launch_id or (launch_id is None and job["run"] in wanted):
-                os.kill(job["pid"], signal.SIGTERM)
-                tell(f"{number}: cancelled")
-        return True
+        names = {job["launch"] for job in self.jobs().values() if job["run"] in wanted}
+        return [name for name in sorted(names) if self.cancel_launch(made.runs, name, tell)]
 
-    def launches(self, runs: Path) -> list[str]:
+    def cancel_launch(self, runs: Path, launch_id: str, tell: Tell) -> bool:
+        mine = {number: job for number, job in self.jobs().items() if job["launch"] == launch_id}
+        for number, job in mine.items():
+            os.kill(job["pid"], signal.SIGTERM)
+            tell(f"{number}: cancelled")
+        return bool(mine)
+
+    def launches(self, runs: Path) -> list[LaunchView]:
         jobs = [json.loads(path.read_text()) for path in self.folder.glob("*.json")]
-        return sorted({job["launch"] for job in jobs if job["runs"] == str(runs)})
+        names = sorted({job["launch"] for job in jobs if job["runs"] == str(runs)})
+        queued = [job["launch"] for job in self.jobs().values()]
+        return [LaunchView(name, "me", "-", queued.count(name), 0.0) for name in names]
 
     def logs(self, made: Plan, planned: PlannedCell) -> list[Path]:
         files = self.folder.glob("*.json")

@@ -119,7 +119,8 @@ def loaded(code: str) -> set[str]:
         "import simsiam.machine, simsiam.data.sets, simsiam.record.curves, simsiam.record.catalogue",
         "import experiments.studies.study, experiments.runs.folder, experiments.plan, experiments.local.grid",
         "import experiments.slurm.profile, experiments.slurm.launch, experiments.status, experiments.registry",
-        "import experiments.slurm.submit, experiments.slurm.first_task, experiments.slurm.launcher, commands.live_grid",
+        "import experiments.slurm.submit, experiments.slurm.job.first_task, experiments.slurm.launcher",
+        "import commands.live_grid",
         "import analysis, analysis.report.one_study; from analysis import load_runs",
     ],
 )

@@ -76,6 +76,7 @@ class Machine:
     ranks: RanksStarter = LocalRanks()
     checkpoint_seconds: float = 60.0  # between two checkpoints within an epoch
     logs: Path | None = None  # a folder for what each cell prints; None: it goes where the launcher's output goes
+    is_patient: bool = False  # a cell that the surroundings have ended is "blocked", and is to be tried again
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,11 @@ class Pool:
                         continue
                     worker.cell = None
                     # After such an end of one, the ranks of a worker no longer understand each other.
-                    are_broken = self.machine.ranks.num_ranks > 1 and told.state in (End.FAILED, End.INTERRUPTED)
+                    are_broken = self.machine.ranks.num_ranks > 1 and told.state in (
+                        End.FAILED,
+                        End.INTERRUPTED,
+                        End.BLOCKED,
+                    )
                     if not self.warm or are_broken:
                         self._dismiss([worker])
                     yield Ended(planned, told)
@@ -227,6 +232,7 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
     import torch
 
     from experiments.launcher import RunContext
+    from experiments.runs.surroundings import surrounding_fault
     from simsiam.data.sets import load
     from simsiam.distributed.rendezvous import device_of
     from simsiam.errors import DataError
@@ -259,6 +265,7 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
             attempts_before=task.attempts_before,
             checkpoint_seconds=machine.checkpoint_seconds,
             command=command,
+            is_patient=machine.is_patient,
         )
 
     with (
@@ -266,9 +273,9 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
         contextlib.closing(ranks),
     ):
         while (task := connection.recv()) is not None:
-            if machine.logs is not None:
-                _log_to(machine.logs / f"{task.planned.run_id}{suffix}.log")
             try:
+                if machine.logs is not None:
+                    _log_to(machine.logs / f"{task.planned.run_id}{suffix}.log")
                 settings = task.planned.cell.settings
                 dataset = load_cached(settings.data, machine.data)
                 if run_id(settings, dataset.fingerprint) != task.planned.run_id:
@@ -277,8 +284,11 @@ def _work(connection: Connection, stop: Event, machine: Machine, index: int, com
                         " and would get its name; the same command plans anew"
                     )
                 result = ranks.run_cell(task, dataset, context(task))
-            except (DataError, StoreError) as error:
-                result = CellResult(End.FAILED, str(error))
+            except (DataError, StoreError, OSError) as error:
+                is_blocked = machine.is_patient and surrounding_fault(error) is not None
+                if isinstance(error, OSError) and not is_blocked:
+                    raise
+                result = CellResult(End.BLOCKED if is_blocked else End.FAILED, str(error))
             connection.send(result)
 
 

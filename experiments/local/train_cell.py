@@ -25,9 +25,19 @@ import torch
 
 from experiments.launcher import RunContext
 from experiments.runs.code_changes import training_code
-from experiments.runs.folder import Attempt, Heartbeats, LeaseLostError, RunFolder, own_job, read_json, write_json
+from experiments.runs.folder import (
+    Attempt,
+    Heartbeats,
+    LeaseLostError,
+    RunFolder,
+    make_beside_runs,
+    own_job,
+    read_json,
+    write_json,
+)
 from experiments.runs.provenance import code, processor
 from experiments.runs.states import CellResult, End, State
+from experiments.runs.surroundings import surrounding_fault
 from simsiam.data.batches import subset
 from simsiam.data.dataset import Dataset, Split
 from simsiam.distributed.ranks import LOST
@@ -88,6 +98,10 @@ def run_cell(
         return CellResult(End.INTERRUPTED, str(error))
     except Exception as error:  # whatever it is, the other cells of the grid go on
         heartbeat.stop()
+        if context.is_patient and _is_blocked(error, context.runs):
+            with contextlib.suppress(LeaseLostError, OSError):
+                attempt.interrupt()
+            return CellResult(End.BLOCKED, advice(error, attempt.folder.path) or str(error))
         return CellResult(End.FAILED, _record_failure(attempt, error))
 
 
@@ -244,6 +258,11 @@ def _record_failure(attempt: Attempt, error: Exception) -> str:
     return f"{reason} (see {attempt.folder.path / 'failure.txt'})"
 
 
+def _is_blocked(error: Exception, runs: Path) -> bool:
+    """Whether to wait for the surroundings; not for room in shared memory, which the job itself has used up."""
+    return surrounding_fault(error) is not None and _full_place(error, runs) != SHARED_MEMORY
+
+
 def advice(error: Exception, folder: Path) -> str:
     """What to change, for an error that says that memory or disk ran out; empty for any other.
 
@@ -362,8 +381,9 @@ def reference_lines(settings: Settings, dataset: Dataset, runs: Path) -> dict[st
                 known["raw_pixels_linear"] = raw_pixel_linear_top1(
                     bank.images, bank.labels, queries.images, queries.labels
                 )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, known, str(os.getpid()))
+        make_beside_runs(path.parent)
+        with contextlib.suppress(PermissionError):  # another user's: it is computed again each time
+            write_json(path, known, str(os.getpid()))
     return known
 
 

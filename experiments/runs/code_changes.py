@@ -28,7 +28,6 @@ BESIDE_TRAINING = (
     "simsiam/data/originals.py",
     "simsiam/data/smaller_copy.py",
     "simsiam/distributed/rendezvous.py",
-    "simsiam/evaluation/linear.py",
     "simsiam/model/exchange.py",
     "simsiam/settings/checks.py",
     "simsiam/settings/own.py",
@@ -52,7 +51,8 @@ class OtherCode:
         unknown = f" (of {self.num_unknown}, which files is not on record)" if self.num_unknown else ""
         return (
             f"{self.num_other} of {self.num_done} done runs were made by other training code than that at hand{differ}"
-            f"{unknown}. They count as they are; `run --retrain` makes new ones beside them."
+            f"{unknown}. They count as they are; `run --retrain` makes new ones beside them,"
+            " and --runs with another folder keeps the two apart."
         )
 
 
@@ -71,11 +71,11 @@ def other_code(runs: Path, done: Iterable[str]) -> OtherCode | None:
 
 
 @cache
-def code_hash() -> str:
-    """A hash of all sources of the core at hand, as they are, 16 hexadecimal digits."""
+def code_hash(root: Path = ROOT) -> str:
+    """A hash of all sources of the core in a checkout or a copy, as they are, 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for path in sorted((ROOT / "simsiam").rglob("*.py")):
-        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    for path in sorted((root / "simsiam").rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import socket
+import stat
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -57,6 +58,16 @@ def write_json(path: Path, value: Json, aside: str) -> None:
     """Publish an object atomically."""
     text = json.dumps(value, indent=1, allow_nan=False)
     write_atomically(path, lambda file: file.write(text + "\n"), aside=aside, mode="w")
+
+
+def make_beside_runs(path: Path) -> None:
+    """Make a folder beside run folders, for whoever may make those: a lab's users share it as they share the place."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return
+    with contextlib.suppress(OSError):
+        path.chmod(stat.S_IMODE(path.parent.stat().st_mode))
 
 
 def run_names(runs: Path) -> set[str]:
@@ -222,7 +233,7 @@ class RunFolder:
             # The lease after the one that was judged: whoever else judged the same one wants the same number.
             return self._take(status.lease + 1, status.detail)
         except OSError as error:
-            raise StoreError(f"{self.path}: cannot be written ({error.strerror or error})") from None
+            raise StoreError(f"{self.path}: cannot be written ({error.strerror or error})") from error
 
     def _check_config(self, settings: Settings) -> None:
         """A folder is made for the settings in its config.yaml; never reuse it for others."""

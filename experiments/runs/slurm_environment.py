@@ -6,7 +6,13 @@ import os
 import socket
 from typing import Any
 
-PREFIXES = ("SLURM_", "SUBMITIT_", "ABLATION_JOB", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_")  # of what a job sets
+# What a job sets, and what would change a command of SLURM behind the back of who calls it: SBATCH_PARTITION goes
+# before a script's own lines, SQUEUE_PARTITION hides jobs.
+PREFIXES = (
+    "SLURM_", "SUBMITIT_", "ABLATION_JOB", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_", "SBATCH_", "SRUN_", "SALLOC_",
+    "SQUEUE_", "SCANCEL_", "SCONTROL_", "SINFO_", "SACCT_", "SACCTMGR_", "SPRIO_", "SSHARE_", "SSTAT_", "SCROUN_",
+)  # fmt: skip
+KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")  # where the cluster is, and who asks
 
 
 def job() -> dict[str, Any]:
@@ -54,8 +60,8 @@ def visible_gpus() -> list[str]:
 
 
 def without_job() -> dict[str, str]:
-    """The environment without what an enclosing job or a shell on a GPU node left in it.
+    """The environment for SLURM's commands, and for the job, which inherits the one that sbatch is called in.
 
-    A job inherits the environment that sbatch is called in; SLURM_CONF says where the cluster is, and stays.
+    Without what an enclosing job, a shell on a GPU node, or the user's own habits left in it.
     """
-    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(PREFIXES)}
+    return {name: value for name, value in os.environ.items() if name in KEPT or not name.startswith(PREFIXES)}

@@ -39,6 +39,7 @@ class End(_Word):
     GIVEN_UP = "given up"  # failed: attempt after attempt made no progress
     ELSEWHERE = "elsewhere"  # not trained here: it is done already, or another process owns it
     INTERRUPTED = "interrupted"  # another rank is gone
+    BLOCKED = "blocked"  # the surroundings are at fault (a full disk, a network that is away): to be tried again later
     CRASHED = "crashed"  # the process that trained it is gone
 
 

@@ -6,7 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from experiments.runs import slurm_environment
 from simsiam.errors import UserError
@@ -30,6 +30,9 @@ class Job:
     left: str  # of its time limit
     nodes: str
     name: str
+    start: str = ""  # when it began, or is expected to
+    folder: str = ""  # that it works in; of a launch's job, the launch's
+    comment: str = ""
 
     @property
     def is_pending(self) -> bool:
@@ -45,12 +48,11 @@ class Job:
         return self.state.lower() + (f" ({self.reason})" if self.is_pending else "")
 
 
-def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
-    """What a command of SLURM prints. Raises SlurmError."""
+def call(command: Sequence[str], timeout: float = TIMEOUT, *, given: str | None = None) -> str:
+    """What a command of SLURM prints; ``given`` something to read, its messages too. Raises SlurmError."""
+    environment = slurm_environment.without_job()
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout, env=slurm_environment.without_job()
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, input=given)
     except FileNotFoundError:
         raise SlurmError(
             f"{command[0]}: no such command: there is no SLURM here. `launch` needs a login node of the cluster;"
@@ -61,7 +63,7 @@ def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
     if done.returncode != 0:
         message = " ".join((done.stderr or done.stdout).split())
         raise SlurmError(message or f"{' '.join(command)}: exit code {done.returncode}")
-    return done.stdout
+    return done.stdout + (done.stderr if given is not None else "")
 
 
 def insist(command: Sequence[str], timeout: float = TIMEOUT) -> str:
@@ -83,8 +85,66 @@ def is_away(error: SlurmError) -> bool:
 
 def my_jobs() -> list[Job]:
     """All jobs of this user that wait or run, the tasks of arrays one by one. Raises SlurmError."""
-    output = call(["squeue", "--me", "--array", "--noheader", "--format", "%i|%u|%T|%r|%L|%N|%j"])
-    return [Job(*line.split("|", 6)) for line in output.splitlines() if line.count("|") >= 6]
+    return _jobs("--me")
+
+
+def jobs_named(names: Sequence[str]) -> list[Job]:
+    """Jobs of these names, whoever's, as far as the cluster shows them. Raises SlurmError."""
+    return _jobs(f"--name={','.join(names)}") if names else []
+
+
+def _jobs(which: str) -> list[Job]:
+    # --all: also in partitions that are hidden.
+    output = call(["squeue", which, "--all", "--array", "--noheader", "--format", "%i|%u|%T|%r|%L|%N|%j|%S|%Z|%k"])
+    found = [line.split("|", 9) for line in output.splitlines() if line.count("|") >= 9]
+    return [Job(*(*fields[:9], fields[9].removeprefix("(null)"))) for fields in found]
+
+
+@dataclass(frozen=True)
+class Used:
+    """What one start of a job, or of a task of an array, has used, as SLURM's accounting has it."""
+
+    job: str
+    seconds: int
+    limit_seconds: int  # that it could have taken; 0 if unlimited
+    cpus: int
+    cpu_seconds: float
+    peak_bytes: float  # of one task; 0 if not on record
+
+
+def used_by(jobs: Sequence[str]) -> list[Used]:
+    """From the accounting, those that ran. Raises SlurmError, also where there is none."""
+    fields = "JobID,ElapsedRaw,TimelimitRaw,AllocCPUS,TotalCPU,MaxRSS"
+    command = ["sacct", "--noheader", "--parsable2", "--duplicates", f"--format={fields}", f"--jobs={','.join(jobs)}"]
+    found: list[Used] = []
+    for line in call(command, timeout=120).splitlines():
+        name, seconds, limit, cpus, cpu, peak = line.split("|")
+        if "." not in name and int(seconds or 0):
+            minutes = int(limit) if limit.isdecimal() else 0
+            found.append(Used(name, int(seconds), 60 * minutes, int(cpus or 0), seconds_of(cpu), 0.0))
+        elif "." in name and found:  # a step of the job before
+            found[-1] = replace(found[-1], peak_bytes=max(found[-1].peak_bytes, bytes_of(peak)))
+    return found
+
+
+def bytes_of(text: str) -> float:
+    """``32G``, ``1500K``, ``7168Mn``; 0 for nothing."""
+    match = re.match(r"([\d.]+)([KMGT]?)", text)
+    return float(match[1]) * 1024.0 ** " KMGT".index(match[2] or " ") if match else 0.0
+
+
+def seconds_of(text: str) -> float:
+    """``1-02:03:04``, ``02:03.456``; 0 for nothing."""
+    days, _, clock = text.rpartition("-")
+    parts = [float(part) for part in clock.split(":") if part]
+    return 86400 * float(days or 0) + sum(part * 60.0**power for power, part in enumerate(reversed(parts)))
+
+
+def expected_start(script: str) -> str:
+    """When and where SLURM would start a job of this script now, in its own words. Raises SlurmError if it refuses."""
+    said = call(["sbatch", "--test-only"], given=script)
+    found = re.search(r"to start at (\S+).*", said)
+    return found[0] if found else " ".join(said.split())
 
 
 def own_state() -> tuple[str, int]:
@@ -97,6 +157,16 @@ def own_state() -> tuple[str, int]:
 def requeue(job: str) -> None:
     """Put a job (one task of an array, never the array) back into the queue. Raises SlurmError."""
     call(["scontrol", "requeue", job])
+
+
+def begin(job: str, when: str) -> None:
+    """Set when a job that waits may start: ``now``, ``now+10minutes``. Raises SlurmError."""
+    insist(["scontrol", "update", f"JobId={job}", f"StartTime={when}"])
+
+
+def comment(job: str, text: str) -> None:
+    """Write something beside a job, where the queue shows it: needs no disk. Raises SlurmError."""
+    call(["scontrol", "update", f"JobId={job}", f"Comment={' '.join(text.split())[:200]}"])
 
 
 def release(job: str) -> None:
@@ -114,6 +184,11 @@ def settings() -> Mapping[str, str]:
     """`scontrol show config` as a mapping. Raises SlurmError."""
     pairs = (line.split("=", 1) for line in call(["scontrol", "show", "config"]).splitlines() if "=" in line)
     return {key.strip(): value.strip() for key, value in pairs}
+
+
+def cluster_name() -> str | None:
+    """What the cluster that answers here calls itself. Raises SlurmError."""
+    return settings().get("ClusterName")
 
 
 def partition(name: str | None) -> Mapping[str, str]:

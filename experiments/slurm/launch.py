@@ -1,6 +1,7 @@
 """Launch folders: what was sent to a cluster, so that a later command, on any machine, can go on from it.
 
-``RUNS/.launches/<id>/`` is private (mode 0700) and holds ``spec.json`` (the cells with their settings, frozen),
+``RUNS/.launches/<id>/`` is private (mode 0700) and holds ``creator.json`` (who makes it), ``spec.json`` (the cells with
+their settings, frozen),
 ``code/`` (the packages as they were), ``rounds/<n>.json`` (job ids, written before a job may start), ``cancelled`` (a
 marker), ``tasks/`` (what the jobs report), ``announcements/`` (by which the tasks of a job agree on a cell),
 ``failures/``, ``cells/`` (what each cell prints) and ``jobs/`` (submitit's scripts, pickles and logs, which no reading
@@ -16,8 +17,10 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +29,16 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from experiments.plan import Plan, PlannedCell
-from experiments.runs.folder import Json, RunFolder, StoreError, process_identity, read_json, write_json
+from experiments.runs.folder import (
+    Json,
+    RunFolder,
+    StoreError,
+    is_process_alive,
+    make_beside_runs,
+    process_identity,
+    read_json,
+    write_json,
+)
 from experiments.runs.provenance import COMMIT, ROOT, commit_of
 from experiments.slurm.profile import Cluster, Profile
 from experiments.studies.study import Cell
@@ -36,6 +48,9 @@ from simsiam.settings.fields import Settings
 FOLDER = ".launches"
 FORMAT = 2
 PACKAGES = ("simsiam", "experiments", "analysis", "commands")
+CREATOR = "creator.json"  # in a launch's folder, from its first moment on: the process that makes it
+LOCK_TOLD_SECONDS = 3.0  # that a lock is waited for without a word
+SPECLESS_SECONDS = 86400.0  # after which a folder without a spec is taken to be nobody's, if its maker is not known
 
 
 @dataclass(frozen=True)
@@ -115,6 +130,7 @@ class TaskReport(_Record):
     gpus: str | None = None
     cells: tuple[str, ...] = ()  # the runs that it trains
     problem: str | None = None  # why it could do nothing
+    waits: str | None = None  # what it waits for, in the surroundings
     warning: str | None = None
 
 
@@ -124,6 +140,7 @@ class Failure(_Record):
     reason: str = ""
     attempt: int | None = None
     final: bool = False  # it is not tried again in this launch
+    counted: bool = True  # False: the surroundings were at fault, and it is tried again however often
     at: str = ""
 
 
@@ -180,6 +197,17 @@ class Launch:
         """The runs that it trains."""
         return {item.run for item in self.spec.cells}
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether this user launched it: only then does SLURM show all its jobs, and let them be touched."""
+        return self.path.stat().st_uid == os.getuid()
+
+    @contextlib.contextmanager
+    def lock(self, tell: Callable[[str], None]) -> Iterator[None]:
+        """While something of it is submitted or cancelled, so that what is cancelled is not released thereafter."""
+        with _locked(self.path / ".lock", tell):
+            yield
+
     # --- whether it is cancelled ---
 
     def is_cancelled(self) -> bool:
@@ -202,9 +230,10 @@ class Launch:
         content = content.model_copy(update={"submitter": process_identity()})
         _write(content, self.path / "rounds" / f"{content.number}.json")
 
-    def job_ids(self) -> set[str]:
-        """All jobs that were recorded."""
-        return {job for content in self.rounds() for job in content.job_ids}
+    def job_ids(self, slurm: str | None = None) -> set[str]:
+        """All jobs that were recorded; of one cluster, if it is named."""
+        rounds = (content for content in self.rounds() if slurm is None or content.slurm in (slurm, None))
+        return {job for content in rounds for job in content.job_ids}
 
     # --- what jobs report ---
 
@@ -225,9 +254,24 @@ class Launch:
         failure = Failure(reason=reason, attempt=attempt, final=final, at=_now())
         _write(failure, self.path / "failures" / f"{run_id}.{secrets.token_hex(4)}.json")
 
+    def record_blocked(self, run_id: str, reason: str, attempt: int) -> None:
+        """A cell was ended by its surroundings, in place of what was said of that before."""
+        failure = Failure(reason=reason, attempt=attempt, counted=False, at=_now())
+        _write(failure, self.path / "failures" / f"{run_id}.blocked.json")
+
+    def all_failures(self, run_id: str = "*") -> list[Failure]:
+        """What has ended attempts at a cell, or at any, in this launch: its own failures and its surroundings'."""
+        return [_read(Failure, path) or Failure() for path in (self.path / "failures").glob(f"{run_id}.*.json")]
+
     def failures(self, run_id: str) -> list[Failure]:
         """The failures of a cell in this launch."""
-        return [_read(Failure, path) or Failure() for path in (self.path / "failures").glob(f"{run_id}.*.json")]
+        return [failure for failure in self.all_failures(run_id) if failure.counted]
+
+    def tried_again(self) -> Counter[str]:
+        """Why attempts at cells have failed that are neither done nor given up, and how many of each reason."""
+        runs = {path.name.partition(".")[0] for path in (self.path / "failures").glob("*.json")}
+        still = (run_id for run_id in runs if not self._is_over(run_id))
+        return Counter(failure.reason for run_id in still for failure in self.all_failures(run_id))
 
     def has_given_up(self, run_id: str) -> bool:
         """Whether a cell has used up what it may fail in this launch."""
@@ -235,12 +279,14 @@ class Launch:
         return len(failures) >= self.cluster.profile.max_failures or any(failure.final for failure in failures)
 
     def missing(self) -> list[LaunchCell]:
-        """The cells that are not done and not given up."""
-        return [
-            cell
-            for cell in self.cells
-            if RunFolder(self.runs, cell.planned.run_id).result() is None and not self.has_given_up(cell.planned.run_id)
-        ]
+        """The cells that are not done and not given up. One that cannot be looked at now is not done."""
+        return [cell for cell in self.cells if not self._is_over(cell.planned.run_id)]
+
+    def _is_over(self, run_id: str) -> bool:
+        try:
+            return RunFolder(self.runs, run_id).result() is not None or self.has_given_up(run_id)
+        except OSError:
+            return False
 
 
 def _read(kind: type[R], path: Path) -> R | None:
@@ -257,26 +303,66 @@ def _write(record: _Record, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def one_at_a_time(runs: Path) -> Iterator[None]:
+def one_at_a_time(runs: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Wait for other commands that submit cells of a folder of runs, also on other machines where locks reach them."""
+    with contextlib.suppress(OSError):
+        make_beside_runs(runs / FOLDER)
+    with _locked(runs / FOLDER / ".lock", tell):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
     import fcntl  # not on Windows, from where nothing is submitted
 
     with contextlib.ExitStack() as stack:
         # Another user's lock, a file system without locks: leases still keep a cell from two owners.
         with contextlib.suppress(OSError):
-            (runs / FOLDER).mkdir(parents=True, exist_ok=True)
-            fcntl.flock(stack.enter_context(open(runs / FOLDER / ".lock", "a")), fcntl.LOCK_EX)
+            file = stack.enter_context(open(path, "a+"))
+            told_at = time.monotonic() + LOCK_TOLD_SECONDS
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > told_at:
+                        told_at = float("inf")
+                        tell(f"Waiting for {path.read_text().strip() or 'another command'}, which holds {path}.")
+                    time.sleep(0.2)
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()} (since {_now()})\n")
+            file.flush()
         yield
+
+
+def launch_folders(runs: Path) -> list[Path]:
+    """The folders of launches that train into a folder of runs, whoever's, oldest first."""
+    try:
+        paths = [path for path in (runs / FOLDER).iterdir() if path.is_dir()]
+    except OSError:
+        return []
+    return sorted(paths, key=lambda path: path.name.rsplit("-", 3)[1:])
 
 
 def all_launches(runs: Path) -> list[Launch]:
     """The launches that train into a folder of runs, oldest first, without other users', which cannot be read."""
-    try:
-        paths = [path for path in (runs / FOLDER).iterdir() if os.access(path / "spec.json", os.R_OK)]
-    except OSError:
-        return []
-    found = [Launch(path) for path in sorted(paths, key=lambda path: path.name.rsplit("-", 3)[1:])]
+    found = [Launch(path) for path in launch_folders(runs) if os.access(path / "spec.json", os.R_OK)]
     return [launch for launch in found if launch.is_readable()]
+
+
+def abandoned(runs: Path) -> list[Path]:
+    """This user's folders of launches that never were: their launcher was killed before it asked SLURM for anything."""
+    found = []
+    for path in launch_folders(runs):
+        with contextlib.suppress(OSError):
+            details = path.stat()
+            was_begun = (path / "spec.json").exists() and any((path / "rounds").glob("*.json"))
+            if details.st_uid != os.getuid() or was_begun:
+                continue
+            alive = is_process_alive(read_json(path / CREATOR) or {})
+            if alive is False or (alive is None and time.time() - details.st_mtime > SPECLESS_SECONDS):
+                found.append(path)
+    return found
 
 
 def create(made: Plan, cells: Sequence[tuple[PlannedCell, int]], cluster: Cluster, *, command: str) -> Launch:
@@ -317,6 +403,7 @@ def create(made: Plan, cells: Sequence[tuple[PlannedCell, int]], cluster: Cluste
     )
     try:
         path.mkdir(parents=True, mode=0o700)
+        write_json(path / CREATOR, process_identity(), "new")
         for folder in ("rounds", "tasks", "announcements", "failures", "cells", "jobs"):
             (path / folder).mkdir()
         copy_code(path / "code")

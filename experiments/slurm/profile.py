@@ -5,6 +5,7 @@ The ones that ship in ``clusters/`` are examples to copy; a user's own lies anyw
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,11 @@ def memory_from(value: Any) -> Any:
     return value
 
 
+def one_of_many(value: Any) -> Any:
+    """A list of partitions as SLURM writes it."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) and value else value
+
+
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -68,7 +74,7 @@ class Profile(BaseModel):
 
     description: str = ""
     # Where
-    partition: Text | None = None
+    partition: Annotated[Text, BeforeValidator(one_of_many)] | None = None  # several: whichever starts a job first
     account: Text | None = None
     qos: Text | None = None
     constraint: Text | None = None
@@ -88,6 +94,7 @@ class Profile(BaseModel):
     # Where a job finds things
     setup: tuple[str, ...] = ()
     options: dict[str, str | int | bool] = {}
+    srun_options: tuple[str, ...] = ()
     runs: Text | None = None
     data: Text | None = None
     local_data: Text | None = None
@@ -96,18 +103,31 @@ class Profile(BaseModel):
     grace: Annotated[int, Field(ge=1)] = 120  # seconds
     follow_up: bool = True
     follow_up_options: dict[str, str | int | bool] = {}
+    notify: Text | None = None  # a shell command that gets a summary, at the end, a failure and a standstill
 
     @field_validator("options", "follow_up_options")
     @classmethod
     def _no_reserved(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         for given in options:
             name = given.replace("_", "-").lstrip("-")
-            if name in RESERVED:
+            if name in RESERVED and not (name == "dependency" and info.field_name == "options"):
                 raise ValueError(
                     f"the option {name} cannot be set here: the launcher does so itself, or could not work with it"
                 )
             if name in KEYS and info.field_name == "options":
                 raise ValueError(f"the option {name} cannot be set here: it is the profile's own key `{KEYS[name]}`")
+        return options
+
+    @field_validator("srun_options")
+    @classmethod
+    def _no_reserved_srun(cls, options: tuple[str, ...]) -> tuple[str, ...]:
+        for given in options:
+            found = re.match(r"--([\w-]+)|-(\w)", given)
+            if found is None:
+                raise ValueError(f"{given} must begin with -, as srun's options do, such as --cpu-bind=cores")
+            name = found[1] or found[2]
+            if name in (*RESERVED, *KEYS, "kill-on-bad-exit", "K", "unbuffered", "u"):
+                raise ValueError(f"the option {name} cannot be set here: the launcher does so itself")
         return options
 
     @property
@@ -182,6 +202,20 @@ def load_cluster(name: str) -> Cluster:
             f" trains at once (cells_per_gpu x gpus_per_task)  [{cluster.at('cpus_per_task')}]"
         )
     return cluster
+
+
+def expanded(cluster: Cluster, key: Literal["runs", "data", "local_data"]) -> Path | None:
+    """A path of a profile, with ~ and the variables of this process; None if the profile has none.
+
+    Raises SettingsError for a variable that is not set.
+    """
+    text = getattr(cluster.profile, key)
+    if text is None:
+        return None
+    path = os.path.expandvars(os.path.expanduser(text))
+    if unset := re.search(r"\$(\w+|\{[^}]*\})", path):
+        raise SettingsError(f"{key}: {text}: the variable {unset[0]} is not set here  [{cluster.at(key)}]")
+    return Path(path)
 
 
 def _as_written(options: dict[str, str | int | bool], document: Document, key: str) -> dict[str, str | int | bool]:

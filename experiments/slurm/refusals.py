@@ -33,6 +33,8 @@ def explained(message: str, cluster: Cluster) -> SlurmError:
         return SlurmError("sbatch ended without an answer: `launch` again cancels what it left, and goes on")
     lower = message.lower()
     key = next((key for words, key in BLAME.items() if words in lower), None)
+    if any(limit in lower for limit in LIMITS):
+        key = "array_parallelism" if cluster.profile.cells_per_task is None else "cells_per_task"
     place = f"  [{cluster.at(key)}]" if key else f"  [{cluster.document.path}]"
     value = getattr(cluster.profile, key, None) if key else None
     about = f"{key}: {value!r}: " if key and value is not None else ""

@@ -13,30 +13,27 @@ import math
 import os
 import shlex
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from experiments.launcher import Tell
 from experiments.runs import slurm_environment
-from experiments.runs.folder import Heartbeats, RunFolder, is_process_alive
-from experiments.runs.states import State
+from experiments.runs.folder import is_process_alive
 from experiments.slurm import commands
 from experiments.slurm.commands import Job, SlurmError
-from experiments.slurm.first_task import SEARCH_SECONDS, work
+from experiments.slurm.job.first_task import work
 from experiments.slurm.launch import Launch, LaunchCell, Round, all_launches
 from experiments.slurm.queue import FOLLOW_UP, jobs_of
 from experiments.slurm.refusals import explained, is_limit, message_of
-from experiments.slurm.task import say
 
-RETRIES, RETRY_SECONDS = 8, 60.0  # of the follow-up, when SLURM does not take its jobs
-MAX_IDLE_ROUNDS = 3  # rounds of a launch in which no cell made a step, before the follow-up stops
-LOOKS_FOR_OWNERS = 5  # of the follow-up, SEARCH_SECONDS apart: heartbeats come as often
-LOOK_AGAIN_MINUTES = 10  # after which a follow-up looks again, where others train all that is left
+COME_BACK_MINUTES = 10  # after which a follow-up that can do nothing now looks again
+MAX_RESTARTS = 1000  # of a follow-up that cannot even start: a week
+
+FollowUp = Callable[[str], None]  # what the follow-up's job does with the launch's folder
 
 
 class _Executor(submitit.SlurmExecutor):  # type: ignore[misc, unused-ignore]
@@ -45,12 +42,21 @@ class _Executor(submitit.SlurmExecutor):  # type: ignore[misc, unused-ignore]
         return 2  # a dry run writes the script without SLURM; sbatch itself says when it is missing
 
 
-def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up: bool) -> str:
-    """Submit workers for some cells of a launch. Returns a note for the user, empty if all went in.
+def submit_round(
+    launch: Launch, cells: Sequence[LaunchCell], tell: Tell, *, follow_up: FollowUp | None, in_minutes: int = 0
+) -> str:
+    """Submit workers for some cells of a launch, to start in some minutes, and a follow-up if there is to be one.
+
+    Returns a note for the user, empty if all went in.
 
     Raises SlurmError if SLURM refuses, with the line of the profile that it is about; then nothing of this round is
     left in the queue.
     """
+    with launch.lock(tell):
+        return _submit_round(launch, cells, follow_up, in_minutes)
+
+
+def _submit_round(launch: Launch, cells: Sequence[LaunchCell], follow_up: FollowUp | None, in_minutes: int) -> str:
     content = _begin_round(launch)
     note = ""
 
@@ -69,21 +75,47 @@ def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up:
     limit = int(of_cluster.get("MaxArraySize", "1001"))
     try:
         planned = list(arrays(launch, cells, limit))
+        total = num_tasks(launch, cells)
+        tasks: list[str] = []  # that are in the queue
+        refused = ""
         for indices, executor in planned:
-            try:
-                job = _submit(executor, indices, planned[-1][0].stop, launch)
-            except FailedJobError as error:
-                if not (content.jobs and is_limit(error)):
-                    raise
-                note = f"SLURM takes no more jobs of yours now ({message_of(error)}); the others take up the cells"
+            options = dict(executor.parameters["additional_parameters"])
+            if content.number > 1:  # what the first round had to wait for has come
+                options = {name: value for name, value in options.items() if name != "dependency"}
+            if in_minutes:
+                options["begin"] = f"now+{in_minutes}minutes"
+            executor.update_parameters(additional_parameters=options)
+            taken = len(indices)
+            while True:
+                try:
+                    job = _submit(executor, indices[:taken], total, launch)
+                    break
+                except FailedJobError as error:
+                    if not is_limit(error) or (taken == 1 and not tasks):
+                        raise
+                    refused, taken = message_of(error), taken // 2
+                if not taken:
+                    break
+            if taken:
+                tasks += [f"{job}_{index}" for index in range(taken)]
+                write(jobs=(*content.jobs, job))
+                _refuse_if_cancelled(launch, content)
+            if refused:
                 break
-            write(jobs=(*content.jobs, job))
-        if with_follow_up:
+        if follow_up is not None:
             try:
-                follow_up_job = _submit_follow_up(launch, content.jobs)
+                try:
+                    follow_up_job = _submit_follow_up(launch, follow_up, content.jobs)
+                except FailedJobError as error:
+                    if not is_limit(error) or taken < 2:
+                        raise
+                    commands.scancel([tasks.pop()])  # its cell falls to another, and the follow-up has its place
+                    follow_up_job = _submit_follow_up(launch, follow_up, content.jobs)
                 content = content.model_copy(update={"follow_up": follow_up_job})
             except FailedJobError as error:
                 note = f"the follow-up job was refused ({message_of(error)}): `launch` again when the jobs have ended"
+        if len(tasks) < total:
+            note = "; ".join(text for text in (_rest(launch, len(tasks), total, refused, content), note) if text)
     except (FailedJobError, FailedSubmissionError) as error:
         # Whether SLURM has taken the jobs or not in these cases: whoever submits next cancels what it has.
         refusal = explained(message_of(error), launch.cluster)
@@ -94,18 +126,48 @@ def submit_round(launch: Launch, cells: Sequence[LaunchCell], *, with_follow_up:
         raise refusal from None
     except FileNotFoundError:
         raise SlurmError("sbatch: no such command: there is no SLURM here. `launch` needs a login node") from None
+    except KeyboardInterrupt:
+        if content.number == 1:
+            launch.mark_cancelled("interrupted by its user while it was submitted")
+        clear_half_rounds(launch, commands.my_jobs())
+        raise KeyboardInterrupt(f"{launch.id} was being submitted; its jobs are cancelled, none has run") from None
+    _refuse_if_cancelled(launch, content)
     return "; ".join(text for text in (note, _release(launch, write(complete=True))) if text)
 
 
-def submit_look(launch: Launch, minutes: int) -> str:
+def submit_look(launch: Launch, minutes: int, tell: Tell, follow_up: FollowUp) -> None:
     """Submit a follow-up alone, which looks at the cells after some time. Raises SlurmError if SLURM refuses."""
-    content = _begin_round(launch)
-    try:
-        job = _submit_follow_up(launch, [], begin=f"now+{minutes}minutes")
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise explained(message_of(error), launch.cluster) from None
-    launch.write_round(content.model_copy(update={"follow_up": job, "complete": True, "released": True}))
-    return "a follow-up is submitted"
+    with launch.lock(tell):
+        content = _begin_round(launch)
+        try:
+            job = _submit_follow_up(launch, follow_up, [], begin=f"now+{minutes}minutes")
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise explained(message_of(error), launch.cluster) from None
+        content = content.model_copy(update={"follow_up": job, "complete": True, "released": True})
+        launch.write_round(content)
+        _refuse_if_cancelled(launch, content)
+
+
+def _rest(launch: Launch, queued: int, total: int, refused: str, content: Round) -> str:
+    """What becomes of the tasks that are not in the queue, and which key has made them so many."""
+    per_task = launch.cluster.profile.cells_per_task
+    key = "array_parallelism" if per_task is None else "cells_per_task"
+    why = f"SLURM takes no more jobs of yours now ({refused})" if refused else "arrays have at most MaxArraySize tasks"
+    if per_task is None:
+        then = "they take up all cells"
+    elif content.follow_up is not None:
+        then = "the follow-up submits the rest when they have ended"
+    else:
+        then = "`launch` again, when they have ended, submits the rest"
+    return f"{why}: {queued} of {total} tasks are in the queue, and {then}  [{launch.cluster.at(key)}]"
+
+
+def _refuse_if_cancelled(launch: Launch, content: Round) -> None:
+    """Raises SlurmError if the launch has been cancelled while it is submitted; then nothing of the round is left."""
+    if launch.is_cancelled():
+        commands.scancel(content.job_ids)
+        launch.write_round(content.model_copy(update={"complete": True, "released": True}))
+        raise SlurmError(f"{launch.id} was cancelled while it was submitted: none of its jobs has run")
 
 
 def _begin_round(launch: Launch) -> Round:
@@ -113,7 +175,9 @@ def _begin_round(launch: Launch) -> Round:
     rounds = launch.rounds()
     if any(not content.complete for content in rounds):
         clear_half_rounds(launch, commands.my_jobs())
-    content = Round(number=max((content.number for content in rounds), default=0) + 1)
+    number = max((content.number for content in rounds), default=0)
+    was_refused = bool(rounds) and bool(rounds[-1].refused) and not rounds[-1].jobs
+    content = Round(number=number if was_refused else number + 1)
     launch.write_round(content)
     return content
 
@@ -142,6 +206,9 @@ def _release(launch: Launch, content: Round) -> str:
     for job in content.jobs:
         try:
             commands.release(job)
+        except KeyboardInterrupt:
+            text = f"{launch.id} is submitted, but some of its jobs are held: `launch` again lets them start"
+            raise KeyboardInterrupt(text) from None
         except SlurmError as error:
             if commands.is_away(error):
                 raise SlurmError(f"{error}. The jobs are submitted, but held: `launch` again lets them start") from None
@@ -154,26 +221,32 @@ def _release(launch: Launch, content: Round) -> str:
 
 
 def arrays(launch: Launch, cells: Sequence[LaunchCell], limit: int) -> Iterator[tuple[range, submitit.SlurmExecutor]]:
-    """The arrays of a round, each with its tasks' numbers: cells of one shape share an array, up to MaxArraySize."""
+    """The arrays of a round, each with its tasks' numbers, of at most ``limit`` (MaxArraySize) tasks.
+
+    SLURM's limit on jobs at the same time holds for each array: so they share the profile's ``array_parallelism``, and
+    the tasks in proportion. What does not fit into so many arrays is left to the next round.
+    """
+    total, most = num_tasks(launch, cells), launch.cluster.profile.array_parallelism
+    number = min(math.ceil(total / limit), most)
+    shares = [most // number + (index < most % number) for index in range(number)]
+    sizes = [min(limit, total * share // most) for share in shares]
+    for index in range(number):
+        sizes[index] += min(limit - sizes[index], total - sum(sizes))
     first = 0
+    for size, share in zip(sizes, shares, strict=True):
+        yield range(first, first + size), _workers(launch, launch.cluster.profile.ranks, share)
+        first += size
+
+
+def num_tasks(launch: Launch, cells: Sequence[LaunchCell]) -> int:
+    """Tasks, each a job's, that a round is to have."""
     profile = launch.cluster.profile
-
-    def shape(cell: LaunchCell) -> int:
-        return cell.ranks
-
-    for ranks, alike in groupby(sorted(cells, key=shape), key=shape):
-        num_cells = len(list(alike))
-        if profile.cells_per_task is not None:
-            left = math.ceil(num_cells / profile.cells_per_task)
-        else:
-            left = min(profile.array_parallelism, math.ceil(num_cells / profile.cells_at_once))
-        while left > 0:
-            num_tasks = min(left, limit)
-            yield range(first, first + num_tasks), _workers(launch, ranks)
-            first, left = first + num_tasks, left - num_tasks
+    if profile.cells_per_task is not None:
+        return math.ceil(len(cells) / profile.cells_per_task)
+    return min(profile.array_parallelism, math.ceil(len(cells) / profile.cells_at_once))
 
 
-def _workers(launch: Launch, ranks: int) -> submitit.SlurmExecutor:
+def _workers(launch: Launch, ranks: int, at_once: int = 1) -> submitit.SlurmExecutor:
     profile = launch.cluster.profile
     executor = _executor(launch)
     executor.update_parameters(
@@ -182,10 +255,10 @@ def _workers(launch: Launch, ranks: int) -> submitit.SlurmExecutor:
         ntasks_per_node=ranks // profile.nodes,
         cpus_per_task=profile.cpus_per_task,
         time=profile.time_limit,
-        array_parallelism=profile.array_parallelism,
+        array_parallelism=at_once,
         signal_delay_s=profile.grace,
         # srun does not inherit --cpus-per-task from 22.05 to 23.11.
-        srun_args=[f"--cpus-per-task={profile.cpus_per_task}", "--kill-on-bad-exit=1"],
+        srun_args=[f"--cpus-per-task={profile.cpus_per_task}", "--kill-on-bad-exit=1", *profile.srun_options],
         additional_parameters={"hold": True, "requeue": True, "chdir": launch.path, **_flags(profile.options)},
         **_given(
             partition=profile.partition,
@@ -221,7 +294,7 @@ def submit_probe(
         raise explained(message_of(error), launch.cluster) from None
 
 
-def _submit_follow_up(launch: Launch, jobs: Sequence[str], **when: str) -> str:
+def _submit_follow_up(launch: Launch, follow_up: FollowUp, jobs: Sequence[str], **when: str) -> str:
     when = when or {"dependency": f"afterany:{':'.join(jobs)}"}
     profile = launch.cluster.profile
     executor = _executor(launch)
@@ -232,11 +305,32 @@ def _submit_follow_up(launch: Launch, jobs: Sequence[str], **when: str) -> str:
         cpus_per_task=1,
         time=15,
         use_srun=False,  # a job step may not submit jobs everywhere
-        additional_parameters={"requeue": True, "chdir": launch.path, **when, **_flags(profile.follow_up_options)},
+        additional_parameters={
+            "requeue": True,
+            "chdir": launch.path,
+            "output": "/dev/null",  # a log that cannot be opened would end the job
+            **when,
+            **_flags(profile.follow_up_options),
+        },
+        setup=[*_coming_back(launch), *executor.parameters["setup"]],
         **_given(partition=profile.partition, account=profile.account, qos=profile.qos),
     )
     with _clean_environment():
         return str(executor.submit(follow_up, str(launch.path)).job_id)
+
+
+def _coming_back(launch: Launch) -> list[str]:
+    """Shell lines of a follow-up: a node that can start nothing of ours, not even a log, does not end the launch."""
+    logs = shlex.quote(str(launch.path / "jobs"))
+    return [
+        f'exec >>{logs}/"${{SLURM_JOB_ID}}_0_log.out" 2>&1 || true',
+        "come_back() {",
+        f'  [ $? -ne 0 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {MAX_RESTARTS} ] || exit',
+        "  sleep 5; scontrol requeue $SLURM_JOB_ID",
+        f"  scontrol update JobId=$SLURM_JOB_ID StartTime=now+{COME_BACK_MINUTES}minutes; sleep 600",
+        "}",
+        "trap come_back EXIT",
+    ]
 
 
 def _executor(launch: Launch) -> submitit.SlurmExecutor:
@@ -307,10 +401,10 @@ def _clean_environment() -> Iterator[None]:
 
 
 def recover(runs: Path, jobs: Sequence[Job]) -> list[str]:
-    """Adopt or cancel what a launcher left that died while it submitted. Returns what was done, for the user."""
+    """Adopt or cancel what this user's launchers left that died while they submitted. Returns what was done."""
     notes = []
     for launch in all_launches(runs):
-        if launch.is_cancelled():
+        if launch.is_cancelled() or not launch.is_mine:
             continue
         for content in launch.rounds():
             if content.released:
@@ -330,50 +424,3 @@ def recover(runs: Path, jobs: Sequence[Job]) -> list[str]:
                 held = clear_half_rounds(launch, jobs)
                 notes.append(f"{launch.id}: its launcher died while it submitted; {held} held job(s) of it cancelled")
     return notes
-
-
-def follow_up(folder: str) -> None:
-    """Start another round for the cells that are not done, unless the last rounds achieved nothing."""
-
-    launch = Launch(Path(folder))
-    if launch.is_cancelled():
-        return
-    missing, rounds = launch.missing(), launch.rounds()
-    if missing and not (missing := _unattended(launch, missing)):
-        say(f"all cells that are left are trained elsewhere: looking again in {LOOK_AGAIN_MINUTES} minutes")
-        return _insistently(lambda: submit_look(launch, LOOK_AGAIN_MINUTES))
-    total = sum(_steps(launch, cell) for cell in launch.cells)
-    progress = [content.steps for content in rounds if content.steps is not None]
-    say(f"{len(missing)} of {len(launch.cells)} cells are left")
-    launch.write_round(rounds[-1].model_copy(update={"steps": total}))
-    if not missing:
-        return
-    if len(progress) >= MAX_IDLE_ROUNDS and all(steps == total for steps in progress[-MAX_IDLE_ROUNDS:]):
-        say(f"no cell made a step in {MAX_IDLE_ROUNDS} rounds: nothing is submitted any more")
-        return
-    _insistently(lambda: submit_round(launch, missing, with_follow_up=True))
-
-
-def _insistently(submit: Callable[[], str]) -> None:
-    for _ in range(RETRIES):
-        try:
-            return say(submit() or "submitted again")
-        except SlurmError as error:
-            say(f"cannot be submitted yet: {error}")
-            time.sleep(RETRY_SECONDS)
-
-
-def _unattended(launch: Launch, cells: list[LaunchCell]) -> list[LaunchCell]:
-    """Those that nobody is seen to train, in another launch or by `run`, for as long as a look takes."""
-    heartbeats, left = Heartbeats(), cells
-    for look in range(LOOKS_FOR_OWNERS):
-        time.sleep(SEARCH_SECONDS if look else 0)
-        states = [(cell, RunFolder(launch.runs, cell.planned.run_id).status(heartbeats)) for cell in left]
-        left = [cell for cell, status in states if not status.is_alive]
-        if not any(status.state == State.RUNNING for _, status in states):
-            break  # nobody to wait for
-    return left
-
-
-def _steps(launch: Launch, cell: LaunchCell) -> int:
-    return int(RunFolder(launch.runs, cell.planned.run_id).status().detail.get("step", 0))

@@ -12,6 +12,9 @@
 # ACCOUNTING=yes   no: without slurmdbd, as on many small clusters
 # MAX_SUBMIT=      the most jobs that a user may have in the queue; unlimited
 # MAX_ARRAY=1001   MaxArraySize
+# CLUSTER=test     its name
+# GATHER=none      linux: memory and CPU time of jobs are in the accounting
+# TASK_PLUGIN=     task/none: jobs stay on the cores of this shell
 #
 # Partitions: low (preempted by requeue), spot (preempted by cancel), high (preempts both). Waits are short: 5 s of
 # grace, 5 s from SIGTERM to SIGKILL, 15 s until a silent node counts as down, about 12 s until a requeued job starts.
@@ -52,7 +55,7 @@ memory=$(awk '/MemTotal/ {print int($2 / 1024 / 3)}' /proc/meminfo)
 devices=()
 for device in /dev/tty0 /dev/tty1 /dev/null /dev/zero; do [ -e $device ] && devices+=($device); done
 cat >etc/slurm.conf <<END
-ClusterName=test
+ClusterName=${CLUSTER:-test}
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$port
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
@@ -66,7 +69,7 @@ SlurmdPidFile=$folder/slurmd-%n.pid
 SlurmctldLogFile=$folder/log/slurmctld.log
 SlurmdLogFile=$folder/log/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/affinity
+TaskPlugin=${TASK_PLUGIN:-task/affinity}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobRequeue=1
@@ -80,7 +83,7 @@ MaxArraySize=${MAX_ARRAY:-1001}
 GresTypes=gpu
 MpiDefault=none
 SwitchType=switch/none
-JobAcctGatherType=jobacct_gather/none
+JobAcctGatherType=jobacct_gather/${GATHER:-none}
 SchedulerParameters=sched_interval=2,bf_interval=2
 END
 for n in $(seq "$nodes"); do

@@ -104,8 +104,8 @@ def test_without_progress_a_cell_is_given_up(slurm: Slurm, folder: Path) -> None
         assert run.highest_lease() == 4
 
 
-def test_an_ordinary_user(slurm: Slurm, folder: Path) -> None:
-    # This interpreter may lie where an ordinary user cannot look: then the system's, with the same packages.
+def python_for_anybody(folder: Path) -> str:
+    """This interpreter may lie where an ordinary user cannot look: then the system's, with the same packages."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     works = f"import torch, submitit; open({str(ROOT / 'run_ablation.py')!r})"
     environment = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib"), "HOME": str(folder)}
@@ -113,9 +113,12 @@ def test_an_ordinary_user(slurm: Slurm, folder: Path) -> None:
         with contextlib.suppress(PermissionError, FileNotFoundError):
             command = [python, "-c", works]
             if not subprocess.run(command, env=environment, user=NOBODY, group=NOBODY).returncode:
-                break
-    else:
-        pytest.fail("neither this Python nor the system's can be run by an ordinary user: move the checkout")
+                return python
+    pytest.fail("neither this Python nor the system's can be run by an ordinary user: move the checkout")
+
+
+def test_an_ordinary_user(slurm: Slurm, folder: Path) -> None:
+    python = python_for_anybody(folder)
     grid = Grid(
         slurm, folder / "user", options=QUICK, user=NOBODY, profile={"constraint": "f7|f8"}, sleep=0, python=python
     )

@@ -18,12 +18,14 @@ from experiments.runs import slurm_environment
 from experiments.runs.folder import DEAD_AFTER, Heartbeats, RunFolder, own_job
 from experiments.runs.states import State
 from experiments.slurm import commands
-from experiments.slurm.first_task import in_order
-from experiments.slurm.launch import Launch, Round, all_launches, create
-from experiments.slurm.node import copy_images
-from experiments.slurm.profile import Profile, cluster_names, load_cluster, minutes_from, warnings
+from experiments.slurm.job.first_task import in_order
+from experiments.slurm.job.follow_up import end_round
+from experiments.slurm.job.node import copy_images
+from experiments.slurm.job.notify import FIRST_FAILURE, notify, notify_if_ended
+from experiments.slurm.launch import Launch, Round, TaskReport, all_launches, create
+from experiments.slurm.profile import Profile, cluster_names, expanded, load_cluster, minutes_from, warnings
 from experiments.slurm.refusals import explained
-from experiments.slurm.submit import clear_half_rounds
+from experiments.slurm.submit import arrays, clear_half_rounds
 from experiments.status import Watcher
 from experiments.studies.study import load_scale, load_study
 from experiments.studies.yaml_files import read
@@ -195,9 +197,41 @@ def test_a_dry_run_shows_the_script_and_writes_nothing(command: Command, tmp_pat
 def test_the_environment_of_an_enclosing_job_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "ABLATION_JOB", "SLURM_CONF", "MINE"):
         monkeypatch.setenv(name, "7")
+    theirs = {"SBATCH_PARTITION", "SQUEUE_PARTITION", "SCANCEL_STATE", "SLURM_CLUSTERS", "SACCT_FORMAT", "SRUN_DEBUG"}
+    for name in theirs:
+        monkeypatch.setenv(name, "7")
     clean = slurm_environment.without_job()
     assert clean["SLURM_CONF"] == clean["MINE"] == "7"
-    assert not clean.keys() & {"SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "ABLATION_JOB"}
+    assert not clean.keys() & {"SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "CUDA_VISIBLE_DEVICES", "ABLATION_JOB", *theirs}
+
+
+@pytest.mark.parametrize(
+    ("cells", "limit", "most"), [(250, 101, 8), (6, 4, 2), (40, 4, 3), (7, 1001, 8), (2000, 1001, 1)]
+)
+def test_all_arrays_of_a_launch_keep_to_one_limit_together(cells: int, limit: int, most: int, tmp_path: Path) -> None:
+    """SLURM's own %N holds for each array alone."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"partition: p\ngpus_per_task: 0\ncells_per_task: 1\narray_parallelism: {most}\n")
+    launch = Launch(tmp_path / "mine-20260101-000000-abcd")
+    launch.cluster = load_cluster(str(path))
+    found = list(arrays(launch, [None] * cells, limit))  # type: ignore[list-item]
+    assert sum(executor.parameters["array_parallelism"] for _, executor in found) <= max(most, 1)
+    assert all(0 < len(indices) <= limit for indices, _ in found)
+    numbers = [index for indices, _ in found for index in indices]
+    assert numbers == list(range(min(cells, most * limit)))
+
+
+def test_paths_of_a_profile_are_expanded_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("runs: /shared/$USER/runs\ndata: ~/data\nlocal_data: ${SCRATCH}/images\n")
+    for name, value in {"USER": "me", "HOME": "/home/me", "SCRATCH": "/fast"}.items():
+        monkeypatch.setenv(name, value)
+    cluster = load_cluster(str(path))
+    keys: list[Any] = ["runs", "data", "local_data"]
+    assert [str(expanded(cluster, key)) for key in keys] == ["/shared/me/runs", "/home/me/data", "/fast/images"]
+    monkeypatch.delenv("USER")
+    with pytest.raises(SettingsError, match=r"runs: /shared/\$USER/runs: the variable \$USER is not set.*:1\]"):
+        expanded(cluster, "runs")
 
 
 def test_a_worker_begins_with_what_it_trained_before() -> None:
@@ -277,6 +311,9 @@ def test_lost_and_stalled_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     runs = tmp_path / "runs"
     made = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0], [], runs, tmp_path / "data")
     launch = create(made, [(planned, 0) for planned in made.cells], load_cluster("cpu"), command="launch")
+    launch.write_round(Round(number=1, jobs=("5",), complete=True, released=True, slurm="here"))
+    launch.write_task(TaskReport(job="5_1"))
+    monkeypatch.setattr(commands, "cluster_name", lambda: "here")
     for planned in made.cells:
         run = RunFolder(runs, planned.run_id)
         attempt = run.claim(planned.cell.settings, Heartbeats(), retry_failed=False)
@@ -298,6 +335,13 @@ def test_lost_and_stalled_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     job = commands.Job("5_1", "me", "RUNNING", "None", "1:00", "n1", launch.id)
     assert rows([job]) == [("running", "5_1 running")] * 2
     assert rows([]) == [("lost", "")] * 2
+    # A colleague's job is not among mine, and is none of those that I have lost.
+    launch.write_round(Round(number=1, jobs=("7",), complete=True, released=True, slurm="here"))
+    assert rows([]) == [("running", "")] * 2
+    # Nor is one of the same number on another cluster.
+    launch.write_round(Round(number=1, jobs=("5",), complete=True, released=True, slurm="there"))
+    assert rows([]) == [("running", "")] * 2
+    launch.write_round(Round(number=1, jobs=("5",), complete=True, released=True, slurm="here"))
     # SLURM that does not answer is no reason to call anything lost.
     assert rows(commands.SlurmError("away")) == [("running", "")] * 2 + [("note", "SLURM is not asked here: away")]
     state = json.loads((run.path / "state.json").read_text())
@@ -436,3 +480,104 @@ def test_a_launch_of_an_earlier_version_is_read(small: Callable[..., Settings], 
     }  # fmt: skip
     assert launch.has_given_up("abc-s0")
     assert [cell.planned.run_id for cell in launch.missing()] == ["abc-s1"]
+
+
+# --- what is told ------------------------------------------------------------------------------------------------
+
+
+def test_a_summary_says_what_waits_what_failed_and_what_to_do(
+    small: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    made = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0, 1, 2], [], runs, tmp_path / "data")
+    launch = create(made, [(planned, 0) for planned in made.cells], load_cluster("cpu"), command="launch")
+    for number, planned in enumerate(made.cells[:4]):
+        attempt = RunFolder(runs, planned.run_id).claim(planned.cell.settings, Heartbeats(), retry_failed=False)
+        assert attempt is not None
+        if number < 3:
+            attempt.fail(f"Traceback ...\nRuntimeError: out of memory, {number} MiB of /dev/{number}\n")
+        else:
+            attempt.finish([], {"outcome": "healthy", "final": {"step": 1}})
+
+    def lines(*jobs: commands.Job) -> list[str]:
+        monkeypatch.setattr(commands, "my_jobs", lambda: list(jobs))
+        monkeypatch.setattr(commands, "cluster_name", lambda: "here")
+        return Watcher(made, queues()).look().summary()
+
+    waits = commands.Job("5_0", "me", "PENDING", "Priority", "1:00", "", launch.id)
+    shown = lines(waits)
+    assert shown[0] == f"6 runs in {runs}/: 1 done, 3 failed, 2 pending"
+    assert "waiting: 2, queued: 1 pending (Priority)" in shown
+    (failed,) = [line for line in shown if line.startswith("failed")]  # of one kind, whatever their numbers
+    assert failed.startswith("failed: 3 of this kind: RuntimeError: out of memory, 0 MiB of /dev/0  [cell 1: ")
+    assert shown[-1] == "It goes on by itself."
+    assert lines()[-1] == "Nothing is queued: `launch` again, or `run`, trains what is left."
+
+
+def test_a_user_is_told_once_of_each_event(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f'partition: p\ngpus_per_task: 0\nnotify: (echo "$ABLATION_EVENT"; cat) >> {tmp_path}/told\n')
+    made = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0], [], tmp_path / "runs", tmp_path / "data")
+    launch = create(made, [(planned, 0) for planned in made.cells], load_cluster(str(path)), command="launch")
+    notify_if_ended(launch)  # it has not ended
+    assert not (tmp_path / "told").exists()
+    for _ in range(3):
+        notify(launch, FIRST_FAILURE, "cell 1: out of memory")
+    for planned in made.cells:
+        launch.record_failure(planned.run_id, "out of memory", 1, final=True)
+    for _ in range(2):
+        notify_if_ended(launch)
+    told = (tmp_path / "told").read_text().splitlines()
+    assert told[:2] == ["first failure", f"{launch.id}: first failure: cell 1: out of memory"]
+    assert told[3:5] == ["ended", f"{launch.id}: ended"]
+    assert told[-1] == "failed: 2: out of memory"
+
+
+def test_options_of_srun_and_partitions_in_turn(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("partition: [gpu, long]\nsrun_options: [--cpu-bind=cores]\noptions: {dependency: afterok:12}\n")
+    profile = load_cluster(str(path)).profile
+    assert profile.partition == "gpu,long"
+    assert profile.srun_options == ("--cpu-bind=cores",)
+    assert profile.options == {"dependency": "afterok:12"}
+    for wrong in ("[--output=x]", "[cpu-bind]", "[--ntasks=3]", "[-K0]"):
+        path.write_text(f"srun_options: {wrong}\n")
+        with pytest.raises(SettingsError, match=r"srun_options: .*:1\]"):
+            load_cluster(str(path))
+
+
+def test_accounts_of_jobs_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sacct prints them (--parsable2): a job that was queued again, its steps, and one that did not run."""
+    printed = (
+        "7_0|3600|240|4|03:00:00|\n7_0.batch|3600||4|00:00.100|1024K\n7_0.0|3600||4|02:59:59|3G\n"
+        "7_0|60|240|4|00:01.500|\n7_1|0|240|4|00:00:00|\n8|90061|UNLIMITED|1|1-01:01:01|\n"
+    )
+    monkeypatch.setattr(commands, "call", lambda *_, **__: printed)
+    first, again, other = commands.used_by(["7", "8"])
+    assert (first.seconds, first.limit_seconds, first.cpus, first.cpu_seconds) == (3600, 14400, 4, 10800)
+    assert first.peak_bytes == 3 * 2**30
+    assert (again.job, again.seconds, again.cpu_seconds, again.peak_bytes) == ("7_0", 60, 1.5, 0)
+    assert (other.limit_seconds, other.cpu_seconds) == (0, 86400 + 3600 + 60 + 1)
+
+
+def test_rounds_without_a_step_are_further_and_further_apart(tmp_path: Path) -> None:
+    """And never end: trouble pauses a grid. One that SLURM refused says nothing of the cells."""
+    made = make_plan(load_study("stop-gradient"), load_scale("smoke"), [0], [], tmp_path, tmp_path / "data")
+    launch = create(made, [(planned, 0) for planned in made.cells], load_cluster("cpu"), command="launch")
+    assert end_round(launch) == (0, 0)
+    pauses = []
+    for number in range(1, 13, 2):
+        launch.write_round(Round(number=number, jobs=(str(number),), complete=True, released=True))
+        launch.write_round(Round(number=number + 1, complete=True, released=True, refused="no"))
+        pauses.append(end_round(launch))
+    assert [idle for idle, _ in pauses] == [0, 1, 2, 3, 4, 5]
+    minutes = [pause for _, pause in pauses]
+    assert minutes == sorted(minutes)
+    assert (minutes[0], minutes[-1]) == (0, 60)
+    first = made.cells[0]
+    attempt = RunFolder(tmp_path, first.run_id).claim(first.cell.settings, Heartbeats(), retry_failed=False)
+    assert attempt is not None
+    attempt.progress = {"step": 3}
+    attempt.write_state(State.RUNNING)
+    launch.write_round(Round(number=13, jobs=("13",), complete=True, released=True))
+    assert end_round(launch) == (0, 0)

@@ -66,7 +66,7 @@ def test_each_launcher_trains_a_grid_to_the_same_curves(queue: FolderQueue, tmp_
     assert len(launcher.preview(there, ignore)) == 2
     submitted = launcher.submit(there, ignore, command="test")
     assert sorted(submitted.submitted) == sorted(done.done)
-    assert queue.launches(there.runs) == [submitted.launch]
+    assert [view.id for view in queue.launches(there.runs)] == [submitted.launch]
     assert launcher.submit(there, ignore, command="test").submitted == []  # both are in the queue
     assert launcher.supervise(there, ignore)
     assert shown(there, queue) == [("done", "")] * 2
@@ -98,7 +98,7 @@ def test_what_is_cancelled_stops_with_a_checkpoint_and_goes_on(queue: FolderQueu
     launcher.submit(made, ignore, command="test")
     wait_for(lambda: [state for state, _ in shown(made, queue)].count("running") == 1)
     assert sorted(said.partition(" ")[2] for _, said in shown(made, queue)) == ["running", "waits"]
-    queue.cancel(made, ignore, None)
+    queue.cancel(made, ignore)
     wait_for(lambda: not queue.jobs())
     states = {
         planned.run_id: status.state for planned, status in zip(made.cells, made.statuses().values(), strict=True)

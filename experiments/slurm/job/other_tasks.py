@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from pathlib import Path
 
 from experiments.launcher import CellTask
 from experiments.local.pool import Ended
 from experiments.runs.states import End
-from experiments.slurm.announcements import Announcement, write_loss
-from experiments.slurm.task import JobTask, crash_advice, say
+from experiments.runs.surroundings import FIRST_WAIT
+from experiments.slurm.job.announcements import Announcement, write_loss
+from experiments.slurm.job.task import JobTask, crash_advice, say
 
 
 class OtherTask(JobTask):
@@ -21,7 +24,12 @@ class OtherTask(JobTask):
         known = {cell.planned.run_id: cell.planned for cell in self.launch.cells}
         current, rendezvous = Announcement(0, None), Path()
         while True:
-            latest = self.announcements.latest()
+            try:
+                latest = self.announcements.latest()
+            except OSError as error:  # the disk is away: what is being trained goes on
+                say(f"{error}; looking again")
+                latest = None
+                time.sleep(FIRST_WAIT)
             if latest is not None and latest.number > current.number:
                 current, rendezvous = latest, self.announcements.rendezvous(latest.number)
                 self.abandon()
@@ -35,8 +43,9 @@ class OtherTask(JobTask):
             for news in self.pool.listen():
                 if isinstance(news, Ended):
                     self.ended(news, rendezvous)
-            if self.is_time_to_look() and self.is_superseded():
-                return self.abandon()
+            with contextlib.suppress(OSError):
+                if self.is_time_to_look() and self.is_superseded():
+                    return self.abandon()
 
     def abandon(self) -> None:
         """End a process that still waits for ranks which are gone: task 0 is further."""
@@ -52,5 +61,6 @@ class OtherTask(JobTask):
             reason = crash_advice(reason, self.launch)
         elif state != End.FAILED:
             return
-        write_loss(rendezvous, self.ranks.rank, f"rank {self.ranks.rank}: {reason}")
+        with contextlib.suppress(OSError):
+            write_loss(rendezvous, self.ranks.rank, f"rank {self.ranks.rank}: {reason}")
         say(f"{news.planned.label}: {reason}")

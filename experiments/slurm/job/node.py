@@ -12,6 +12,7 @@ from experiments.runs import slurm_environment
 from experiments.runs.folder import StoreError
 from experiments.runs.provenance import ROOT
 from experiments.slurm.launch import Launch
+from experiments.slurm.profile import expanded
 from simsiam.data.sets import fingerprint, prepared_paths
 from simsiam.machine import num_cores
 from simsiam.settings.fields import DataSettings
@@ -52,9 +53,9 @@ def check_node(launch: Launch) -> None:
 def images_on_the_node(launch: Launch) -> Path:
     """Where to read images from: the launch's place, or a copy of it on the node's own disk if the profile says so."""
     source = launch.spec.data
-    if launch.cluster.profile.local_data is None:
+    target = expanded(launch.cluster, "local_data")
+    if target is None:
         return source
-    target = Path(os.path.expandvars(launch.cluster.profile.local_data))
     copy_images({cell.planned.cell.settings.data for cell in launch.cells}, source, target)
     return target
 

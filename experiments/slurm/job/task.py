@@ -6,28 +6,37 @@ torch: each cell is trained in a process of its own.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from experiments.launcher import CellTask, Ranks
 from experiments.local.pool import POLL_SECONDS, LocalRanks, Machine, Pool
 from experiments.runs import slurm_environment
 from experiments.runs.folder import StoreError
 from experiments.runs.states import CellResult
-from experiments.slurm.announcements import Announcements, losses
+from experiments.runs.surroundings import patiently
+from experiments.slurm import commands
+from experiments.slurm.commands import SlurmError
+from experiments.slurm.job.announcements import Announcements, losses
+from experiments.slurm.job.node import check_node, images_on_the_node
 from experiments.slurm.launch import Launch
-from experiments.slurm.node import check_node, images_on_the_node
+from simsiam.errors import SettingsError
 
 if TYPE_CHECKING:
     from experiments.launcher import RunContext
     from simsiam.data.dataset import Dataset
 
 LOOK_SECONDS = 15.0  # between two looks for what others have decided
+PATIENCE_SECONDS = 1800.0  # that a job stays which can do nothing but wait for its surroundings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,13 +104,22 @@ class JobTask:
         Raises StoreError, OSError for a node that cannot do the work; `status` then shows why.
         """
         profile = self.launch.cluster.profile
-        try:
+
+        def images() -> Path:
             check_node(self.launch)
-            data = images_on_the_node(self.launch)
+            try:
+                return images_on_the_node(self.launch)
+            except SettingsError as error:  # of `local_data`: a variable that only this node lacks
+                raise StoreError(f"{slurm_environment.node()}: {error}") from None
+
+        try:
+            data = self.patiently(images)
         except (StoreError, OSError) as error:
             where = f"task {self.ranks.rank}: " if self.ranks.rank else ""
-            report = self.launch.task(self.job)
-            self.launch.write_task(report.model_copy(update={"job": self.job, "problem": f"{where}{error}"}))
+            self.tell_queue(f"{where}{error}")
+            with contextlib.suppress(OSError):
+                report = self.launch.task(self.job)
+                self.launch.write_task(report.model_copy(update={"job": self.job, "problem": f"{where}{error}"}))
             raise
         machine = Machine(
             runs=self.launch.runs,
@@ -112,8 +130,23 @@ class JobTask:
             checkpoint_seconds=profile.checkpoint_minutes * 60,
             logs=self.launch.path / "cells",
             ranks=self.ranks if self.ranks.num_ranks > 1 else LocalRanks(),
+            is_patient=True,
         )
         return Pool(machine, self.launch.spec.command, warm=False)
+
+    def patiently(self, do: Callable[[], T]) -> T:
+        """What ``do`` returns, once the surroundings let it; their error, if they do not for half an hour."""
+
+        def tell(what: str) -> None:
+            say(what)
+            self.tell_queue(what)
+
+        return patiently(do, tell, seconds=PATIENCE_SECONDS, stopped=lambda: bool(self.stopping))
+
+    def tell_queue(self, what: str) -> None:
+        """Beside this job in the queue, where `status` finds it when nothing can be written."""
+        with contextlib.suppress(SlurmError):
+            commands.comment(self.job, what)
 
     def is_superseded(self) -> bool:
         """Whether SLURM has started this job again while this process, cut off from it, went on."""
@@ -138,5 +171,6 @@ def crash_advice(how: str, launch: Launch) -> str:
 
 
 def say(message: str) -> None:
-    """Into the job's log, now."""
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), message, file=sys.stdout, flush=True)
+    """Into the job's log, now; a disk that is full takes no log, which must not end the job."""
+    with contextlib.suppress(OSError):
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), message, file=sys.stdout, flush=True)

@@ -1,0 +1,1 @@
+"""What runs in the jobs of a launch: workers that train cells, and the follow-up."""
