@@ -59,7 +59,7 @@ def verify(
     for made in plans:
         (loaded,) = made.studies
         points, frame = gather(report_variants(loaded, made, asked), runs)
-        found.append((loaded, verdicts(loaded.claims, points, frame, chosen.name)))
+        found.append((loaded, verdicts(loaded.claims, points, frame, chosen.name, loaded.design)))
     everything = [verdict for _, of_study in found for verdict in of_study]
     if as_json:
         content: dict[str, Any] = {loaded.name: [plain(verdict) for verdict in of_study] for loaded, of_study in found}

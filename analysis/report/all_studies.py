@@ -20,16 +20,16 @@ from analysis.report import page
 from analysis.report.in_words import percent_range
 from analysis.report.one_study import ReportFiles
 from analysis.report.page import Live, write_page
-from analysis.verdicts.verdicts import EVENT_SEEDS, Verdict
+from analysis.verdicts.verdicts import Verdict
 from experiments.studies.study import Scale
 
 OUTCOMES = ("supported", "contradicted", "undecided")
 
 HOW_TO_READ = (
-    "A claim is **supported** if the interval of its numbers lies where the claim says, **contradicted** if it lies "
-    "elsewhere, and **undecided** otherwise; what happens or does not happen is decided by at least "
-    f"{EVENT_SEEDS} seeds that all agree. With one seed there is a direction only: where the number points, which may "
-    "be chance. Each claim states its smallest effect or its margin in the study's file.",
+    "A claim is **supported** if the runs show it beyond chance, **contradicted** if they show that it is not so, and "
+    "**undecided** otherwise: chance could have brought about either. The interval behind each verdict allows for all "
+    "the looks that were taken at the runs while seeds were added (docs/claims.md). With one seed there is a direction "
+    "only. Each claim states its smallest effect, its margin or its rate in the study's file.",
 )
 
 

@@ -40,6 +40,7 @@ def _one_of(kind: str, known: tuple[str, ...]) -> BeforeValidator:
 Metric = Annotated[str, _one_of("metric", METRICS)]
 Curve = Annotated[str, _one_of("metric with a curve", CURVES)]
 Positive = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, lt=1)]  # of all runs, of which the seeds are a sample
 Events = Annotated[
     tuple[Annotated[str, _one_of("event", tuple(EVENTS))], ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
@@ -167,6 +168,7 @@ class Band(_Check):
     low: float | None = None
     high: float | None = None
     after: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rate: Rate = 0.5  # it does in more than this share of all runs
 
     def variants(self) -> list[str]:
         return [self.of]
@@ -183,13 +185,15 @@ class Band(_Check):
 class Event(_Check):
     """Something happens to the runs of a variant (one of several things if a list is given).
 
-    ``how_often``: in ``all`` seeds, in ``some`` (the paper says "may"), or in ``none``.
+    ``how_often``: as a rule (``all``), in ``some`` runs (the paper says "may"), or as a rule not (``none``). A few
+    seeds cannot tell all from nearly all, so the rule is one of more than ``rate`` of all runs.
     """
 
     kind: Literal["event"]
     of: str
     event: Events
     how_often: Literal["all", "some", "none"] = "all"
+    rate: Rate = 0.5
 
     def variants(self) -> list[str]:
         return [self.of]
