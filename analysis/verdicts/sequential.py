@@ -153,7 +153,8 @@ def p_value(statistics: Sequence[float], looks: Looks) -> float:
 
 def _log_tail(statistics: Array, seeds: Array) -> Array:
     """The logarithm of the probability that Student's t exceeds a statistic."""
-    return np.log(np.clip(stdtr(seeds - 1, -statistics), 1e-300, None))
+    tail: Array = np.log(np.clip(stdtr(seeds - 1, -statistics), 1e-300, None))
+    return tail
 
 
 @cache
