@@ -29,9 +29,11 @@ from commands.options import (
     studies_named,
     with_images,
 )
+from commands.until_decided import Budget, Campaign, MaxSeeds, UntilDecided, limits_of
 from simsiam.errors import SettingsError, nearest
 
 if TYPE_CHECKING:
+    from experiments.launcher import Launcher
     from experiments.plan import Plan, PlannedCell
     from experiments.slurm.profile import Cluster
 
@@ -50,12 +52,19 @@ def launch(
     scale: ScaleName = None,
     set_: Set = None,
     seeds: Seeds = None,
+    until_decided: UntilDecided = False,
+    budget: Budget = None,
+    max_seeds: MaxSeeds = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be submitted; submit nothing.")] = False,
     supervise: Annotated[
         bool, typer.Option("--supervise", help="Stay, and submit again what is lost, until the grid is done.")
     ] = False,
 ) -> None:
-    """Submit a study's cells to a SLURM cluster, and return. Again: only what is missing or failed is submitted."""
+    """Submit a study's cells to a SLURM cluster, and return. Again: only what is missing or failed is submitted.
+
+    With --until-decided: the seeds of the next look, only where a claim is open; with --supervise look after look, else
+    the same command submits the look after that.
+    """
     from experiments.registry import launcher_for
     from experiments.slurm.profile import load_cluster
 
@@ -63,20 +72,36 @@ def launch(
     runs, data = _places(chosen, runs, data)
     launcher = launcher_for(chosen)
     chosen_scale = scale_named(scale)
-    make = partial(plan_for, studies_named(study), chosen_scale, seeds, set_, runs, data)
+    limits = limits_of(until_decided, budget, max_seeds, seeds)
+    campaign = Campaign(studies_named(study), chosen_scale, set_ or [], runs, data, limits) if until_decided else None
+    make = campaign.plan if campaign else partial(plan_for, studies_named(study), chosen_scale, seeds, set_, runs, data)
     made = make()
     if dry_run:
-        return _estimate(made, launcher.preview(made, say), "GPU hours" if chosen.profile.on_gpu else "hours")
+        todo = campaign.next_cells() if campaign else made
+        unit = "GPU hours" if chosen.profile.on_gpu else "hours"
+        return None if todo is None else _estimate(todo, launcher.preview(todo, say), unit)
     launcher.check(made)
     made = with_images(made, make, say)
     check_writable(runs)
+    options = shlex.join(same_options(chosen_scale, seeds, set_, runs, data))
+    see = f"See: python run_ablation.py status {shlex.quote(study)} {options} --watch".rstrip()
+    if campaign is None:
+        return _submit(launcher, made, see, supervise)
+    while (look := campaign.next_cells()) is not None:
+        _submit(launcher, look, see, supervise)
+        if not supervise:
+            return say("When they have ended, the same command submits the look after this one.")
+    return None
+
+
+def _submit(launcher: Launcher, made: Plan, see: str, supervise: bool) -> None:
+    """Submit the cells of a plan; supervised, stay until they have ended, and end the program if not all end well."""
     summary = launcher.submit(made, say, command=shlex.join(sys.argv), supervised=supervise)
     if summary.submitted:
         say(f"{made.title}: {count(len(summary.submitted), 'cell')} submitted as {summary.launch}.")
     else:
         say(f"{made.title}: nothing to submit.")
-    options = shlex.join(same_options(chosen_scale, seeds, set_, runs, data))
-    say(f"See: python run_ablation.py status {shlex.quote(study)} {options} --watch".rstrip())
+    say(see)
     if supervise:
         say("Supervising: Ctrl-C ends this, not the jobs.")
         if not launcher.supervise(made, say):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from analysis.formats import MINUS
-from analysis.verdicts.intervals import Interval, Judgement, Outcome, judge, levels
+from analysis.verdicts.intervals import Interval, Judgement, Outcome, Region, judge, levels
 from analysis.verdicts.quantities import Count, Quantity, StudyRuns
 from analysis.verdicts.rates import RateInterval, judge_rate
 from experiments.studies.claims import Band, Check, Claim, Event, Order, Same, Trend
@@ -38,6 +38,10 @@ class Finding:
     p_contradicted: float = 1.0
     error: float = 0.0  # the probability of a false "supported" if the truth lies on the edge of the claim
     num_settled: int = 0  # seeds that have ended, with or without a value
+    num_tests: int = 1  # of the claim
+    region: Region | None = None  # of a numeric check
+    agrees: tuple[bool, ...] = ()  # of a check on events: whether each seed does as the claim says
+    needed_rate: float = 0.5  # of those
 
     @property
     def more_seeds(self) -> int | None:
@@ -170,7 +174,7 @@ def _finding(check: Check, study_runs: StudyRuns, design: Design, num_tests: int
         if isinstance(check, Band | Event)
         else _numeric_finding(check, study_runs, settled, design, num_tests)
     )
-    finding = replace(finding, num_settled=len(settled))
+    finding = replace(finding, num_settled=len(settled), num_tests=num_tests)
     if not waiting or finding.outcome != "undecided":
         return finding
     reading = finding.reading if finding.num_seeds else ""
@@ -230,9 +234,19 @@ def _count_finding(check: Band | Event, count: Count, design: Design, num_tests:
         goes_on = "If the next seeds do as most of these"
         reading += _what_next(num, seeds_to_decide, design, goes_on)
     return Finding(
-        check, outcome, direction, reading, num, None, rate, seeds_to_decide,
-        p_supported=judged.p_supported, p_contradicted=judged.p_contradicted, error=error,
-    )  # fmt: skip
+        check,
+        outcome,
+        direction,
+        reading,
+        num,
+        rate=rate,
+        seeds_to_decide=seeds_to_decide,
+        p_supported=judged.p_supported,
+        p_contradicted=judged.p_contradicted,
+        error=error,
+        agrees=tuple(agrees),
+        needed_rate=count.rate,
+    )
 
 
 def _percent(rate: float) -> str:
@@ -296,7 +310,7 @@ def _numeric_finding(
         reading += _what_next(num, seeds_to_decide, design, "If mean and spread stay as they are")
     return Finding(
         check, outcome, direction, f"{reading}{without}", num_seeds, interval, None, seeds_to_decide, is_smaller,
-        p_supported=max(each.p_supported for each in judged), error=error,
+        p_supported=max(each.p_supported for each in judged), error=error, region=quantity.region,
         p_contradicted=min(each.p_contradicted for each in judged),
     )  # fmt: skip
 
