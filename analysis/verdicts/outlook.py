@@ -9,10 +9,11 @@ it only costs some verdicts, docs/claims.md says how many.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.verdicts.intervals import levels
+from analysis.verdicts.intervals import Region, levels
 from analysis.verdicts.rates import judge_rate
 from analysis.verdicts.sequential import Array, Looks, bounds
 from analysis.verdicts.verdicts import Finding, Verdict
@@ -46,34 +47,42 @@ def _chances(finding: Finding, design: Design, most_seeds: int) -> tuple[float, 
         return _of_rate(finding, design, future)
     if finding.interval is None or finding.region is None or not finding.interval.sd > 0:
         return 0.0, 0.0  # no values, or values that do not vary and lie on the edge
-    seen, region = finding.interval, finding.region
+    seen = finding.interval
+    decided, contradicted = predictive(
+        np.array([seen.mean]), np.array([seen.sd]), seen.count, finding.region, design, future, finding.num_tests
+    )
+    return float(decided[0]), float(contradicted[0])
+
+
+def predictive(
+    means: Array, sds: Array, count: int, region: Region, design: Design, future: Sequence[int], num_tests: int = 1
+) -> tuple[Array, Array]:
+    """The probabilities that future looks decide, and that they contradict.
+
+    means, sds: of the ``count`` seeds so far of each of several studies, (studies,).
+    """
     random = np.random.default_rng(0)
-    spread = seen.sd * np.sqrt((seen.count - 1) / random.chisquare(seen.count - 1, DRAWS))
-    mean = seen.mean + spread / math.sqrt(seen.count) * random.normal(size=DRAWS)
-    more = mean[:, None] + spread[:, None] * random.normal(size=(DRAWS, future[-1] - seen.count))
+    spread = sds[:, None] * np.sqrt((count - 1) / random.chisquare(count - 1, DRAWS))
+    truth = means[:, None] + spread / math.sqrt(count) * random.normal(size=DRAWS)
+    noise = random.normal(size=(DRAWS, future[-1] - count))
     looks = Looks.planned(design.looks)
-    inside, outside = (bounds(looks, level) for level in levels(region, design, finding.num_tests))
-    is_open, supported = np.ones(DRAWS, bool), np.zeros(DRAWS, bool)
-    for k, look in enumerate(design.looks):
+    inside, outside = (bounds(looks, level) for level in levels(region, design, num_tests))
+    is_open, contradicted = np.ones(truth.shape, bool), np.zeros(truth.shape, bool)
+    for look, to_support, to_contradict in zip(design.looks, inside, outside, strict=True):
         if look not in future:
             continue
-        low, high = _ends(seen.mean, seen.sd, seen.count, more[:, : look - seen.count])
-        half = (high - low) / 2
-        middle = low + half
-        is_in = (middle - inside[k] * half > region.low) & (middle + inside[k] * half < region.high)
-        is_out = (middle + outside[k] * half < region.low) | (middle - outside[k] * half > region.high)
-        supported |= is_open & is_in
+        added = look - count
+        total, squares = noise[:, :added].sum(1), (noise[:, :added] ** 2).sum(1)
+        mean = (count * means[:, None] + added * truth + spread * total) / look
+        # Sums of squares about the mean of the seeds so far, then about the mean of all.
+        apart = truth - means[:, None]
+        about = (count - 1) * sds[:, None] ** 2 + added * apart**2 + 2 * apart * spread * total + spread**2 * squares
+        error = np.sqrt((about - look * (mean - means[:, None]) ** 2) / (look - 1) / look)
+        is_in = (mean - to_support * error > region.low) & (mean + to_support * error < region.high)
+        is_out = (mean + to_contradict * error < region.low) | (mean - to_contradict * error > region.high)
+        contradicted |= is_open & is_out & ~is_in
         is_open &= ~(is_in | is_out)
-    return float((~is_open).mean()), float((~is_open & ~supported).mean())
-
-
-def _ends(mean: float, sd: float, count: int, more: Array) -> tuple[Array, Array]:
-    """One standard error below and above the mean of the values seen and more of them, (draws,)."""
-    total = count + more.shape[1]
-    means = (count * mean + more.sum(1)) / total
-    squares = (count - 1) * sd**2 + count * mean**2 + (more**2).sum(1) - total * means**2
-    error = np.sqrt(squares / (total - 1) / total)
-    return means - error, means + error
+    return 1 - is_open.mean(1), contradicted.mean(1)
 
 
 def _of_rate(finding: Finding, design: Design, future: list[int]) -> tuple[float, float]:
