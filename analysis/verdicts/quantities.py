@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.formats import MINUS
-from analysis.frames.load import counts, describe_state
+from analysis.frames.load import counts, describe_state, device_hours
 from analysis.verdicts.intervals import Region, rise
 from experiments.studies.claims import Band, Check, Event, Final, Order, Ratio, Same, Trend
 from simsiam.record.catalogue import METRICS, REFERENCES
@@ -106,6 +106,11 @@ class StudyRuns:
         runs = self.runs.get(variant, self.none)
         ended: pd.DataFrame = runs[runs["state"] == "done"]
         return ended
+
+    def hours(self, variant: str) -> float:
+        """Hours of a core, or of a GPU, that a run of a variant takes; NaN if that is not known."""
+        ended = self.ended(variant)
+        return float(device_hours(ended).mean()) if {"seconds", "device_seconds"} <= set(ended) else math.nan
 
     def losses(self, variants: list[str]) -> set[str]:
         """The names of the losses of variants."""

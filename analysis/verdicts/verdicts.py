@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from analysis.formats import MINUS
+from analysis.formats import MINUS, format_hours
 from analysis.verdicts.intervals import Interval, Judgement, Outcome, Region, judge, levels
 from analysis.verdicts.quantities import Count, Quantity, StudyRuns
 from analysis.verdicts.rates import RateInterval, judge_rate
@@ -61,6 +61,7 @@ class Verdict:
     notes: tuple[str, ...]  # what a reader must know beside the numbers
     difference_in_kind: tuple[str, ...]  # how what was checked differs from what the paper claims
     design: Design
+    cost: str = ""  # what deciding an open one would take, in a sentence
 
     @property
     def p_supported(self) -> float:
@@ -101,7 +102,8 @@ class Verdict:
         """What it waits for, and what each check came to, in a sentence each."""
         waiting = list(dict.fromkeys(text for finding in self.findings for text in finding.waiting))
         sentences = [f"Waiting for {_listed(waiting)}."] if waiting else []
-        return " ".join([*sentences, *(_sentence(finding.reading) for finding in self.findings if finding.reading)])
+        sentences += [_sentence(finding.reading) for finding in self.findings if finding.reading]
+        return " ".join([*sentences, *([self.cost] if self.cost else [])])
 
     @property
     def conclusion(self) -> str:
@@ -136,7 +138,25 @@ def _verdict(claim: Claim, study_runs: StudyRuns, scale: str, design: Design) ->
     order: tuple[Direction, ...] = ("not run", "disagrees", "unclear", "agrees")  # the first one that there is
     direction = next(each for each in order if each in directions)
     notes, kind = _notes(claim, study_runs), _difference_in_kind(claim, study_runs, scale)
-    return Verdict(claim, scale, outcome, direction, findings, notes, kind, design)
+    cost = _cost(findings, study_runs) if outcome == "undecided" else ""
+    return Verdict(claim, scale, outcome, direction, findings, notes, kind, design, cost)
+
+
+def _cost(findings: Sequence[Finding], study_runs: StudyRuns) -> str:
+    """What deciding it would take, as runs of these variants took so far; "" if a look that decides is not known."""
+    more: dict[str, int] = {}
+    for finding in findings:
+        if finding.outcome != "undecided":
+            continue
+        if not finding.more_seeds:
+            return ""
+        for variant in finding.check.variants():
+            more[variant] = max(more.get(variant, 0), finding.more_seeds)
+    hours = [number * study_runs.hours(variant) for variant, number in more.items()]
+    if not all(math.isfinite(each) for each in hours):
+        return ""
+    runs = sum(more.values())
+    return f"Deciding it would take {runs} more {'run' if runs == 1 else 'runs'}, about {format_hours(sum(hours))} h."
 
 
 def _notes(claim: Claim, study_runs: StudyRuns) -> tuple[str, ...]:
