@@ -137,8 +137,8 @@ def errors(num: int) -> list[list[str]]:
         rows.append([name, *(percent(float(share), num) for share in shares)])
     random = np.random.default_rng(99)
     outcome = [judge_rate(list(row), 0.5, DESIGN).outcome for row in random.random((num, LOOKS[-1])) < 0.5]
-    shares = tuple(outcome.count(kind) / num for kind in ("supported", "contradicted"))
-    rows.append(["events at a rate of 1/2", *(percent(share, num) for share in shares), "", ""])
+    events = [percent(outcome.count(kind) / num, num) for kind in ("supported", "contradicted")]
+    rows.append(["events at a rate of 1/2", *events, "", ""])
     return rows
 
 

@@ -24,6 +24,7 @@ from commands.options import (
     StudyName,
     check_writable,
     plan_for,
+    register,
     same_options,
     scale_named,
     studies_named,
@@ -83,6 +84,7 @@ def launch(
     launcher.check(made)
     made = with_images(made, make, say)
     check_writable(runs)
+    register(list(made.studies), runs)
     options = shlex.join(same_options(chosen_scale, seeds, set_, runs, data))
     see = f"See: python run_ablation.py status {shlex.quote(study)} {options} --watch".rstrip()
     if campaign is None:

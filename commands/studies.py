@@ -35,6 +35,7 @@ from commands.options import (
     device_named,
     num_gpus,
     plan_for,
+    register,
     same_options,
     scale_named,
     studies_named,
@@ -183,6 +184,7 @@ def run(
     campaign = Campaign(studies, chosen, set_ or [], runs, data, limits)
     with_images(campaign.plan(), campaign.plan, say)
     check_writable(runs)
+    register(studies, runs)
     while (made := campaign.next_cells()) is not None:
         _train(made, study, chosen, None, set_, jobs, ranks, retry_failed, device)
     options = shlex.join(same_options(chosen, None, set_, runs, data))
@@ -348,6 +350,7 @@ def _run(
         check_ranks(planned.cell.settings, ranks, "--ranks")
     made = with_images(made, make, say)
     check_writable(runs)
+    register(studies, runs)
     todo = _train(made, name, scale, seeds, overrides, jobs, ranks, retry_failed, device)
     options = shlex.join(same_options(scale, seeds, overrides, runs, data))
     say(f"All {todo} runs are done. Report: python run_ablation.py report {shlex.quote(name)} {options}".rstrip())

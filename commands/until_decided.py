@@ -148,7 +148,7 @@ class Campaign:
         if self.began_with is None:
             self.began_with = hours.total
         for study, points, frame in gathered:
-            judged = verdicts(study.claims, points, frame, self.scale.name, study.design)
+            judged = verdicts(study.claims, points, frame, self.scale.name, study.design, study.name)
             everything += judged
             cells = [planned for planned in made.cells if planned.study == study.name and planned.run_id in todo]
             found += [

@@ -60,7 +60,7 @@ def verify(
     for made in plans:
         (loaded,) = made.studies
         points, frame = gather(report_variants(loaded, made, asked), runs)
-        found.append((loaded, verdicts(loaded.claims, points, frame, chosen.name, loaded.design)))
+        found.append((loaded, verdicts(loaded.claims, points, frame, chosen.name, loaded.design, loaded.name)))
     everything = [verdict for _, of_study in found for verdict in of_study]
     # One study of the paper is no family: its claims were made together with all others.
     whole = None if study in study_names() else family(everything)

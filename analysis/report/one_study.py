@@ -93,7 +93,7 @@ def report(
     paper = {variant.name: variant.paper for variant in variants}
     against = {variant.name: variant.against for variant in variants}
     table = study_table(runs, paper, study.title, scale, against)
-    judged = tuple(verdicts(study.claims, points, runs, scale, study.design))
+    judged = tuple(verdicts(study.claims, points, runs, scale, study.design, study.name))
     if note:
         table = replace(table, notes=(*table.notes, note))
     out_dir = out_dir.absolute()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from analysis.formats import MINUS, format_hours
 from analysis.verdicts.intervals import Interval, Judgement, Outcome, Region, judge, levels
 from analysis.verdicts.quantities import Count, Quantity, StudyRuns
 from analysis.verdicts.rates import RateInterval, judge_rate
-from experiments.studies.claims import Band, Check, Claim, Event, Order, Same, Trend
+from experiments.studies.claims import Band, Check, Claim, Event, Order, Same, Trend, claim_hash
 from experiments.studies.design import Design
 from simsiam.record.catalogue import METRICS
 
@@ -120,14 +121,17 @@ class Verdict:
 
 
 def verdicts(
-    claims: Sequence[Claim], points: pd.DataFrame, runs: pd.DataFrame, scale: str, design: Design
+    claims: Sequence[Claim], points: pd.DataFrame, runs: pd.DataFrame, scale: str, design: Design, study: str = ""
 ) -> list[Verdict]:
-    """A verdict on each claim, from the frames of :func:`analysis.report.one_study.gather`."""
+    """A verdict on each claim, from the frames of :func:`analysis.report.one_study.gather`.
+
+    study: under which the claims were put down before the runs began.
+    """
     study_runs = StudyRuns(points, runs)
-    return [_verdict(claim, study_runs, scale, design) for claim in claims]
+    return [_verdict(claim, study_runs, scale, design, study) for claim in claims]
 
 
-def _verdict(claim: Claim, study_runs: StudyRuns, scale: str, design: Design) -> Verdict:
+def _verdict(claim: Claim, study_runs: StudyRuns, scale: str, design: Design, study: str) -> Verdict:
     if scale not in claim.scales:
         notes: tuple[str, ...] = (f"This claim is checked at {' and '.join(claim.scales)} scale only.",)
         return Verdict(claim, scale, "undecided", "not run", (), notes, (), design)
@@ -137,7 +141,8 @@ def _verdict(claim: Claim, study_runs: StudyRuns, scale: str, design: Design) ->
     directions = {finding.direction for finding in findings}
     order: tuple[Direction, ...] = ("not run", "disagrees", "unclear", "agrees")  # the first one that there is
     direction = next(each for each in order if each in directions)
-    notes, kind = _notes(claim, study_runs), _difference_in_kind(claim, study_runs, scale)
+    notes = (*_notes(claim, study_runs), *_changed(claim, study_runs, design, study))
+    kind = _difference_in_kind(claim, study_runs, scale)
     cost = _cost(findings, study_runs) if outcome == "undecided" else ""
     return Verdict(claim, scale, outcome, direction, findings, notes, kind, design, cost)
 
@@ -165,6 +170,24 @@ def _notes(claim: Claim, study_runs: StudyRuns) -> tuple[str, ...]:
     if metrics & {"z_std", "z_std_relative"} and study_runs.hides_collapse(claim.variants()):
         notes.append("An output BN without scale and shift keeps the std from showing a collapse.")
     return tuple(notes)
+
+
+def _changed(claim: Claim, study_runs: StudyRuns, design: Design, study: str) -> list[str]:
+    """Whether a claim is another than was put down when its runs began."""
+    now, found, total = claim_hash(claim, design), [], 0
+    for variant in claim.variants():
+        for text in study_runs.ended(variant).get("claims", pd.Series(dtype=str)).dropna():
+            of_study = json.loads(text).get(study)
+            if of_study is not None:
+                total += 1
+                found += [of_study.get(claim.name)] if (of_study.get(claim.name) or {}).get("hash") != now else []
+    if not found:
+        return []
+    dates = sorted(entry["since"][:10] for entry in found if entry)
+    runs = f"{len(found)} of its {total} runs"
+    if not dates:
+        return [f"The claim was added after {runs} had begun."]
+    return [f"The claim was changed after {runs} had begun, for which it was put down on {dates[0]} as it was then."]
 
 
 def _difference_in_kind(claim: Claim, study_runs: StudyRuns, scale: str) -> tuple[str, ...]:

@@ -7,11 +7,14 @@ number that it was asked for beforehand. This module imports no torch.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from experiments.studies.design import Design
 from experiments.studies.yaml_files import Document, parse_kind, parse_model
 from simsiam.errors import SettingsError, nearest
 from simsiam.record.catalogue import CATALOGUE, REFERENCES
@@ -221,6 +224,20 @@ class Claim(BaseModel):
     def variants(self) -> list[str]:
         """The variants whose runs decide it, each once."""
         return list(dict.fromkeys(name for check in self.checks for name in check.variants()))
+
+
+def claim_hash(claim: Claim, design: Design) -> str:
+    """Of all that decides what a claim says: its words, its checks, where it is made, and the looks and the level.
+
+    A field that is at its default leaves it as it is, so that a new kind of field changes no claim of before.
+    """
+    content = {
+        "says": claim.says,
+        "scales": claim.scales,
+        "checks": [check.model_dump(mode="json", exclude_defaults=True) for check in claim.checks],
+        "design": design.as_json(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _ClaimFile(BaseModel):

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from experiments.studies.claims import SCALES, Claim, parse_claims
+from experiments.studies.claims import SCALES, Claim, claim_hash, parse_claims
 from experiments.studies.design import LEVEL, LOOKS, Design, Level, Looks
 from experiments.studies.figures import Curves, StudyFigure, parse_figures
 from experiments.studies.layers import (
@@ -153,6 +153,10 @@ class Study:
     claims: tuple[Claim, ...] = ()
     figures: tuple[StudyFigure, ...] = (Curves(),)
     design: Design = field(default_factory=Design)
+
+    def claim_hashes(self) -> dict[str, str]:
+        """Of each claim, with the looks at it."""
+        return {claim.name: claim_hash(claim, self.design) for claim in self.claims}
 
     def num_seeds(self, scale: str) -> int:
         """How many seeds the study asks for at a scale."""

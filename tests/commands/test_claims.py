@@ -437,3 +437,42 @@ def test_report_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "c0de" in document
     assert "At smoke scale the paper's effect was not seen (1 seed: not decided)." in document
     Page(out / "index-smoke.html")
+
+
+# --- put down beforehand -----------------------------------------------------------------------------------------
+
+
+def test_a_claim_that_was_changed_after_its_runs_says_so(command: Command, tmp_path: Path) -> None:
+    """From the first run on, through real runs of a few seconds; what changes no claim changes nothing."""
+    study: dict[str, Any] = {**OWN, "seeds": 1}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    done = command("run", str(path), "--scale", "smoke", "--set", "epochs=1", "-j", "1", timeout=400)
+    assert done.returncode == 0, done.stderr
+    provenance = json.loads(next((tmp_path / "runs").glob("*-s0/provenance.json")).read_text())
+    kept = provenance["attempts"][0]["claims"]["own"]
+    assert set(kept) == {"collapse", "order"}
+
+    def notes() -> dict[str, str]:
+        printed = command("verify", str(path), "--scale", "smoke", "--set", "epochs=1", "--json").stdout
+        return {claim["claim"]: " ".join(claim["notes"]) for claim in json.loads(printed)["studies"]["own"]}
+
+    assert set(notes().values()) == {""}
+    changed = yaml.safe_load(yaml.safe_dump(study))
+    changed["title"] = "Another title"
+    changed["claims"]["order"]["note"] = "A note."
+    changed["claims"]["order"]["checks"][0]["by"] = 0.5
+    changed["claims"]["new"] = changed["claims"]["collapse"]
+    path.write_text(yaml.safe_dump(changed, sort_keys=False))
+    found = notes()
+    assert found["collapse"] == ""
+    assert f"changed after 2 of its 2 runs had begun, for which it was put down on {kept['order']['since'][:10]}" in (
+        found["order"]
+    )
+    assert "added after 1 of its 1 runs had begun" in found["new"]
+    again = command("run", str(path), "--scale", "smoke", "--set", "epochs=1")
+    assert again.returncode == 0
+    registered = json.loads((tmp_path / "runs" / ".claims.json").read_text())["own"]
+    assert registered["collapse"] == kept["collapse"], "what is as before keeps its date"
+    assert registered["order"]["hash"] != kept["order"]["hash"]
+    assert "changed after" in notes()["order"], "runs keep what was put down when they began"
