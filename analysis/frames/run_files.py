@@ -28,7 +28,8 @@ from simsiam.settings.fields import Settings, flatten
 MOST_BYTES = 2**20  # of a settings, provenance, state or result file: a real one has a few thousand
 MOST_COLUMNS = 256  # of the points: a real run logs about a dozen
 RESERVED = ("run", "config", "seed")  # columns that say whose point it is
-LISTS = ("spectrum",)  # what is no single number, and too large for a table of all runs
+# What is no single number, and too large for a table of all runs: lists, and packed bits as text.
+LISTS = ("spectrum", "knn_correct", "linear_correct")
 _UNREADABLE = (OSError, ValueError, RecursionError, MemoryError, yaml.YAMLError, TypeError, KeyError, AttributeError)
 
 # NaN and Infinity, which JSON has not and no file of ours holds, become lists: neither a number nor a text.
@@ -175,7 +176,7 @@ def _refused(settings: dict[str, Any]) -> list[str]:
 
 
 def read_with(folder: Path, name: str) -> list[curves.Point]:
-    """The points that have a list of that name, in order of step; only their lines are parsed.
+    """The points that have a list, or packed bits, of that name, in order of step; only their lines are parsed.
 
     For what is in the file alone (:data:`LISTS`). Points that are damaged are left out: reading the curves names them.
     """
@@ -184,7 +185,9 @@ def read_with(folder: Path, name: str) -> list[curves.Point]:
         points = curves.merge(folder, lambda path: _lines(path, [], mark))
     except OSError:
         return []
-    return sorted((point for point in points if isinstance(point.get(name), list)), key=lambda point: point["step"])
+    return sorted(
+        (point for point in points if isinstance(point.get(name), list | str)), key=lambda point: point["step"]
+    )
 
 
 # --- points ------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from analysis.verdicts.verdicts import Finding, Verdict
 from experiments.studies.design import Design
 
 FUTILE = 0.05
-DRAWS = 2000
+DRAWS = 1000
 
 
 def chance_to_decide(verdict: Verdict, most_seeds: int) -> float | None:

@@ -466,8 +466,9 @@ def test_a_claim_that_was_changed_after_its_runs_says_so(command: Command, tmp_p
     path.write_text(yaml.safe_dump(changed, sort_keys=False))
     found = notes()
     assert found["collapse"] == ""
-    assert f"changed after 2 of its 2 runs had begun, for which it was put down on {kept['order']['since'][:10]}" in (
-        found["order"]
+    assert (
+        f"changed after 2 of its 2 runs had begun, for which it was put down on {kept['order']['since'][:10]}"
+        in (found["order"])
     )
     assert "added after 1 of its 1 runs had begun" in found["new"]
     again = command("run", str(path), "--scale", "smoke", "--set", "epochs=1")
