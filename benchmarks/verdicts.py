@@ -172,7 +172,7 @@ def always_valid(width: float = 4.0) -> Array:
 
         def log_evidence(log_t: float, n: int = n, ratio: float = ratio) -> float:
             square = math.exp(2 * log_t) / (n - 1)
-            return float(n / 2 * (np.log1p(square) - np.log1p(square / ratio)) - math.log(ratio) / 2 - math.log(40))
+            return float(n / 2 * (np.log1p(square) - np.log1p(square / ratio)) - math.log(ratio) / 2 - math.log(20))
 
         found.append(math.exp(brentq(log_evidence, 0, 30)) if log_evidence(30) > 0 else math.inf)
     return np.array(found)

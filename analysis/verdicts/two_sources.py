@@ -100,7 +100,7 @@ def last_correct(folder: Path, name: str = "knn_correct") -> Correct | None:
     points = read_with(folder, name)
     if not points or not is_number(points[-1].get("num_queries")):
         return None
-    return decode(str(points[-1][name]), int(points[-1]["num_queries"]))  # type: ignore[call-overload]
+    return decode(str(points[-1][name]), int(points[-1]["num_queries"]))
 
 
 def sources_of_runs(one: Mapping[int, Path], other: Mapping[int, Path], name: str = "knn_correct") -> Sources | None:
