@@ -30,16 +30,18 @@ from commands.options import (
     check_writable,
     other_code_of,
     plan_for,
+    register,
     retrained,
     same_options,
     scale_named,
     studies_named,
     with_images,
 )
+from commands.until_decided import Budget, Campaign, MaxSeeds, UntilDecided, limits_of
 from simsiam.errors import SettingsError, nearest
 
 if TYPE_CHECKING:
-    from experiments.launcher import LaunchView
+    from experiments.launcher import Launcher, LaunchView
     from experiments.plan import Plan, PlannedCell
     from experiments.slurm.profile import Cluster
 
@@ -59,41 +61,65 @@ def launch(
     set_: Set = None,
     seeds: Seeds = None,
     retrain: Retrain = False,
+    until_decided: UntilDecided = False,
+    budget: Budget = None,
+    max_seeds: MaxSeeds = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be submitted; submit nothing.")] = False,
     supervise: Annotated[
         bool, typer.Option("--supervise", help="Stay, and submit again what is lost, until the grid is done.")
     ] = False,
 ) -> None:
-    """Submit a study's cells to a SLURM cluster, and return. Again: only what is missing or failed is submitted."""
+    """Submit a study's cells to a SLURM cluster, and return. Again: only what is missing or failed is submitted.
+
+    With --until-decided: the seeds of the next look, only where a claim is open; with --supervise look after look, else
+    the same command submits the look after that.
+    """
     from experiments.registry import launcher_for
     from experiments.slurm.profile import load_cluster
-    from simsiam.settings.own_code import keep
 
     with _on_interrupt("nothing was submitted"):
         chosen = load_cluster(cluster)
         runs, data = _places(chosen, runs, data)
         launcher = launcher_for(chosen)
-        chosen_scale = scale_named(scale)
-        studies = studies_named(study)
+        chosen_scale, studies = scale_named(scale), studies_named(study)
+        limits = limits_of(until_decided, budget, max_seeds, seeds)
         if retrain:
             _, set_ = retrained(lambda given: plan_for(studies, chosen_scale, seeds, given, runs, data), set_)
-        make = partial(plan_for, studies, chosen_scale, seeds, set_, runs, data)
+        campaign = Campaign(studies, chosen_scale, set_ or [], runs, data, limits) if until_decided else None
+        make = campaign.plan if campaign else partial(plan_for, studies, chosen_scale, seeds, set_, runs, data)
         made = make()
         if other := other_code_of(made):
             say(str(other))
         if dry_run:
-            return _estimate(made, launcher.preview(made, say), "GPU hours" if chosen.profile.on_gpu else "hours")
+            todo = campaign.next_cells() if campaign else made
+            unit = "GPU hours" if chosen.profile.on_gpu else "hours"
+            return None if todo is None else _estimate(todo, launcher.preview(todo, say), unit)
         launcher.check(made)
         made = with_images(made, make, say)
         check_writable(runs)
-        keep((planned.cell.settings for planned in made.cells), runs)
-        summary = launcher.submit(made, say, command=shlex.join(sys.argv), supervised=supervise)
+        register(list(made.studies), runs)
+        options = shlex.join(same_options(chosen_scale, seeds, set_, runs, data))
+        see = f"See: python run_ablation.py status {shlex.quote(study)} {options} --watch".rstrip()
+        if campaign is None:
+            return _submit(launcher, made, see, supervise)
+        while (look := campaign.next_cells()) is not None:
+            _submit(launcher, look, see, supervise)
+            if not supervise:
+                return say("When they have ended, the same command submits the look after this one.")
+    return None
+
+
+def _submit(launcher: Launcher, made: Plan, see: str, supervise: bool) -> None:
+    """Submit the cells of a plan; supervised, stay until they have ended, and end the program if not all end well."""
+    from simsiam.settings.own_code import keep
+
+    keep((planned.cell.settings for planned in made.cells), made.runs)
+    summary = launcher.submit(made, say, command=shlex.join(sys.argv), supervised=supervise)
     if summary.submitted:
         say(f"{made.title}: {count(len(summary.submitted), 'cell')} submitted as {summary.launch}.")
     else:
         say(f"{made.title}: nothing to submit.")
-    options = shlex.join(same_options(chosen_scale, seeds, set_, runs, data))
-    say(f"See: python run_ablation.py status {shlex.quote(study)} {options} --watch".rstrip())
+    say(see)
     if supervise:
         say("Supervising: Ctrl-C ends this, not the jobs.")
         with _on_interrupt("the jobs go on; `launch --supervise` again submits what they lose"):

@@ -215,6 +215,13 @@ def num_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def register(studies: list[Study], runs: Path) -> None:
+    """Put down in the folder of runs what their studies claim, before they begin; each run keeps it."""
+    from experiments.runs.provenance import register_claims
+
+    register_claims(runs, {study.name: study.claim_hashes() for study in studies if study.claims})
+
+
 def check_writable(runs: Path) -> None:
     """Find out now, not in each worker, whether run folders can be made."""
     from experiments.runs.folder import StoreError

@@ -37,12 +37,14 @@ from commands.options import (
     num_gpus,
     other_code_of,
     plan_for,
+    register,
     retrained,
     same_options,
     scale_named,
     studies_named,
     with_images,
 )
+from commands.until_decided import Budget, Campaign, MaxSeeds, UntilDecided, limits_of
 from experiments.runs.states import ENDED, State
 from simsiam.errors import SettingsError
 from simsiam.settings.checks import check_ranks
@@ -109,12 +111,24 @@ def plan(
     set_: Set = None,
     seeds: Seeds = None,
     retrain: Retrain = False,
+    until_decided: UntilDecided = False,
+    budget: Budget = None,
+    max_seeds: MaxSeeds = None,
+    guess: Annotated[
+        int, typer.Option("--guess", min=2, help="Seeds that a claim is taken to need before its first look.")
+    ] = 8,
     as_json: AsJson = False,
 ) -> None:
-    """Dry run: the cells, their ids, what is done already, an estimate of time and disk. Trains nothing."""
+    """Dry run: the cells, their ids, what is done already, an estimate of time and disk. Trains nothing.
+
+    With --until-decided: what each open claim needs, and what deciding it would cost.
+    """
     from experiments.plan import average_bytes, estimate, plan_json
 
     studies, chosen = studies_named(study), scale_named(scale)
+    if until_decided:
+        limits = limits_of(until_decided, budget, max_seeds, seeds)
+        return Campaign(studies, chosen, set_ or [], runs, data, limits, guess).show_plan(as_json)
     made = plan_for(studies, chosen, seeds, set_, runs, data)
     if retrain:
         made, set_ = retrained(lambda overrides: plan_for(studies, chosen, seeds, overrides, runs, data), set_)
@@ -160,6 +174,9 @@ def run(
     scale: ScaleName = None,
     set_: Set = None,
     seeds: Seeds = None,
+    until_decided: UntilDecided = False,
+    budget: Budget = None,
+    max_seeds: MaxSeeds = None,
     jobs: Jobs = None,
     ranks: RanksEach = 1,
     retry_failed: Retry = False,
@@ -168,22 +185,23 @@ def run(
 ) -> None:
     """Train a study's cells on this machine; what is done already is not done again.
 
+    With --until-decided: the seeds of the next look, only where a claim is open, until all are decided or given up.
     Ctrl-C once: every running cell writes a checkpoint and stops; the same command goes on from there. Twice: at once.
     """
-    _run(
-        studies_named(study),
-        study,
-        scale_named(scale),
-        seeds,
-        set_,
-        runs,
-        data,
-        jobs,
-        ranks,
-        retry_failed,
-        retrain,
-        device,
-    )
+    limits = limits_of(until_decided, budget, max_seeds, seeds)
+    studies, chosen = studies_named(study), scale_named(scale)
+    if not until_decided:
+        return _run(studies, study, chosen, seeds, set_, runs, data, jobs, ranks, retry_failed, retrain, device)
+    if retrain:
+        _, set_ = retrained(lambda given: plan_for(studies, chosen, None, given, runs, data), set_)
+    campaign = Campaign(studies, chosen, set_ or [], runs, data, limits)
+    with_images(campaign.plan(), campaign.plan, say)
+    check_writable(runs)
+    register(studies, runs)
+    while (made := campaign.next_cells()) is not None:
+        _train(made, study, chosen, None, set_, jobs, ranks, retry_failed, device)
+    options = shlex.join(same_options(chosen, None, set_, runs, data))
+    say(f"Report: python run_ablation.py report {shlex.quote(study)} {options}".rstrip())
 
 
 def grid(
@@ -373,13 +391,6 @@ def _run(
     retrain: bool,
     device: str,
 ) -> None:
-    from commands.live_grid import GridView
-    from experiments.local.grid import LocalLauncher
-    from experiments.local.pool import LocalRanks, Machine
-    from experiments.plan import estimate
-    from simsiam.machine import num_cores
-    from simsiam.settings.own_code import keep
-
     device = device_named(device)
     if retrain:
         _, overrides = retrained(lambda given: plan_for(studies, scale, seeds, given, runs, data), overrides)
@@ -389,7 +400,35 @@ def _run(
         check_ranks(planned.cell.settings, ranks, "--ranks")
     made = with_images(made, make, say)
     check_writable(runs)
-    keep((planned.cell.settings for planned in made.cells), runs)
+    register(studies, runs)
+    todo = _train(made, name, scale, seeds, overrides, jobs, ranks, retry_failed, device)
+    options = shlex.join(same_options(scale, seeds, overrides, runs, data))
+    say(f"All {todo} runs are done. Report: python run_ablation.py report {shlex.quote(name)} {options}".rstrip())
+
+
+def _train(
+    made: Plan,
+    name: str,
+    scale: Scale,
+    seeds: str | None,
+    overrides: list[str] | None,
+    jobs: int | None,
+    ranks: int,
+    retry_failed: bool,
+    device: str,
+) -> int:
+    """Train the cells of a plan on this machine; how many runs they are. Ends the program if not all end well."""
+    from commands.live_grid import GridView
+    from experiments.local.grid import LocalLauncher
+    from experiments.local.pool import LocalRanks, Machine
+    from experiments.plan import estimate
+    from simsiam.machine import num_cores
+    from simsiam.settings.own_code import keep
+
+    device = device_named(device)
+    for planned in made.cells:
+        check_ranks(planned.cell.settings, ranks, "--ranks")
+    keep((planned.cell.settings for planned in made.cells), made.runs)
     todo = made.unique()
     statuses = made.statuses()
     done = sum(statuses[planned.run_id].state == State.DONE for planned in todo)
@@ -405,10 +444,9 @@ def _run(
     if left:
         duration = f"about {about(seconds)} if each has {scale.speed.device} to itself"
         say(f"{len(left)} to train, {num_workers} at a time, in {duration}. Ctrl-C stops; the same command goes on.")
-    machine = Machine(runs, data, num_workers, threads, device, LocalRanks(ranks))
+    machine = Machine(made.runs, made.data, num_workers, threads, device, LocalRanks(ranks))
     with GridView(make_console(), total=len(todo), done=done) as view:
         summary = LocalLauncher(machine, view, retry_failed).submit(made, say, command=shlex.join(sys.argv))
-    options = shlex.join(same_options(scale, seeds, overrides, runs, data))
     if summary.failures:
         labels = {planned.run_id: planned.label for planned in todo}
         for run_id, reason in summary.failures.items():
@@ -422,4 +460,4 @@ def _run(
     if summary.stopped or len(summary.done) < len(todo):
         say(f"Stopped with {len(summary.done)} of {len(todo)} runs done. The same command goes on from there.")
         sys.exit(STOPPED)
-    say(f"All {len(todo)} runs are done. Report: python run_ablation.py report {shlex.quote(name)} {options}".rstrip())
+    return len(todo)

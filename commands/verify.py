@@ -47,9 +47,10 @@ def verify(
     """
     from analysis.report.all_studies import in_words
     from analysis.report.one_study import gather, report_variants
+    from analysis.verdicts.family import family
     from analysis.verdicts.verdicts import as_json as plain
     from analysis.verdicts.verdicts import verdicts
-    from experiments.studies.study import seeds_from_text
+    from experiments.studies.study import seeds_from_text, study_names
 
     chosen = scale_named(scale)
     asked = None if seeds is None else seeds_from_text(seeds)
@@ -59,15 +60,20 @@ def verify(
     for made in plans:
         (loaded,) = made.studies
         points, frame = gather(report_variants(loaded, made, asked), runs)
-        found.append((loaded, verdicts(loaded.claims, points, frame, chosen.name)))
+        found.append((loaded, verdicts(loaded.claims, points, frame, chosen.name, loaded.design, loaded.name)))
     everything = [verdict for _, of_study in found for verdict in of_study]
+    # One study of the paper is no family: its claims were made together with all others.
+    whole = None if study in study_names() else family(everything)
     if as_json:
-        content: dict[str, Any] = {loaded.name: [plain(verdict) for verdict in of_study] for loaded, of_study in found}
-        print_json({"scale": chosen.name, "studies": content})
+        content: dict[str, Any] = {
+            loaded.name: [{**plain(verdict), "adjusted": whole and whole.of(verdict)} for verdict in of_study]
+            for loaded, of_study in found
+        }
+        print_json({"scale": chosen.name, "family": whole and whole.as_json(), "studies": content})
     else:
         for loaded, of_study in found:
             _print(loaded, of_study)
-        say(in_words(everything))
+        say(" ".join([in_words(everything), *(whole.sentences if whole else [])]))
     outcomes = {verdict.outcome for verdict in everything}
     if "contradicted" in outcomes or (strict and "undecided" in outcomes):
         sys.exit(FAILURE)

@@ -64,6 +64,7 @@ RUN_COLUMNS = (
     "versions",
     "command",
     "started",  # first attempt, UTC
+    "claims",  # what was claimed of it when it began, as JSON: hash and date by study and claim
     "note",  # what is odd about the folder; "" if nothing
     "path",
 )
@@ -103,7 +104,7 @@ def _read_run(folder: Path, defaults: Mapping[str, Any], *, use_cache: bool) -> 
     """One run folder: what its files hold, and its row in the frame of runs."""
     match = re.fullmatch(r"(.+)-s([0-9]{1,10})", folder.name)
     row: dict[str, Any] = dict.fromkeys(RUN_COLUMNS, math.nan)
-    row |= dict.fromkeys((*PROVENANCE_TEXTS, "git_dirty", "outcome", "device_type", "versions", "started"))
+    row |= dict.fromkeys((*PROVENANCE_TEXTS, "git_dirty", "outcome", "device_type", "versions", "started", "claims"))
     row |= {"run": folder.name, "path": str(folder), "stopped_early": False}
     row |= {"config": match[1], "seed": int(match[2])} if match else {"config": folder.name}
     if not _is_folder(folder):

@@ -311,6 +311,7 @@ def _provenance(folder: Path, notes: list[str]) -> dict[str, Any]:
     if len(codes) > 1:
         notes.append("its attempts ran different code")
     row |= {name: text(last.get(name), f"provenance.json: {name}", notes) for name in PROVENANCE_TEXTS}
+    row["claims"] = _claims(first, notes)
     dirty = last.get("git_dirty")
     if not (dirty is None or isinstance(dirty, bool)):
         notes.append(f"provenance.json: git_dirty: {_short(dirty)} is neither true nor false")
@@ -327,6 +328,23 @@ def _provenance(folder: Path, notes: list[str]) -> dict[str, Any]:
         "versions": ", ".join(f"{name} {version}" for name, version in plain.items()) or None,
         "threads": number(last.get("threads"), "provenance.json: threads", notes),
     }
+
+
+def _claims(attempt: dict[str, Any], notes: list[str]) -> str | None:
+    """What was claimed when a run began, as JSON: hash and date by study and claim; None if it was not put down."""
+    claims = _part(attempt, "claims", dict, notes)
+    plain = {
+        study: {name: entry for name, entry in of_study.items() if _is_claim(entry)}
+        for study, of_study in claims.items()
+        if isinstance(of_study, dict)
+    }
+    if plain != claims:
+        notes.append("provenance.json: claims: not all can be read")
+    return json.dumps(plain) if plain else None
+
+
+def _is_claim(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(type(entry.get(name)) is str for name in ("hash", "since"))
 
 
 def _part(content: dict[str, Any], name: str, kind: type, notes: list[str]) -> Any:

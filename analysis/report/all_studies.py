@@ -21,17 +21,18 @@ from analysis.report import page
 from analysis.report.in_words import percent_range
 from analysis.report.one_study import ReportFiles
 from analysis.report.page import Live, write_page
-from analysis.verdicts.verdicts import EVENT_SEEDS, Verdict
+from analysis.verdicts.family import Family, family
+from analysis.verdicts.verdicts import Verdict
 from experiments.studies.study import Scale
 from simsiam.record.catalogue import METRICS
 
 OUTCOMES = ("supported", "contradicted", "undecided")
 
 HOW_TO_READ = (
-    "A claim is **supported** if the interval of its numbers lies where the claim says, **contradicted** if it lies "
-    "elsewhere, and **undecided** otherwise; what happens or does not happen is decided by at least "
-    f"{EVENT_SEEDS} seeds that all agree. With one seed there is a direction only: where the number points, which may "
-    "be chance. Each claim states its smallest effect or its margin in the study's file.",
+    "A claim is **supported** if the runs show it beyond chance, **contradicted** if they show that it is not so, and "
+    "**undecided** otherwise: chance could have brought about either. The interval behind each verdict allows for all "
+    "the looks that were taken at the runs while seeds were added (docs/claims.md). With one seed there is a direction "
+    "only. Each claim states its smallest effect, its margin or its rate in the study's file.",
 )
 
 
@@ -39,11 +40,12 @@ def write_index(
     reports: Sequence[ReportFiles], scale: Scale, command: str, path: Path, live: Live | None = None
 ) -> None:
     """The page that leads to the pages of the studies."""
+    whole = family([verdict for report in reports for verdict in report.verdicts])
     rows = [
         {
             "study": report.study,
             "link": quote(os.path.relpath(report.page, path.absolute().parent).replace(os.sep, "/")),
-            "verdicts": report.verdicts,
+            "verdicts": [(verdict, holds(verdict, whole)) for verdict in report.verdicts],
             "counts": counts(report.verdicts),
             **progress(report.runs),
             **_figure(report),
@@ -55,6 +57,7 @@ def write_index(
         scale=scale.name,
         note=scale.note,
         total=in_words([verdict for report in reports for verdict in report.verdicts]),
+        family=" ".join(whole.sentences),
         rows=rows,
         provenance=provenance(reports),
         command=command,
@@ -69,6 +72,13 @@ def _figure(report: ReportFiles) -> dict[str, str]:
     if drawing is None:
         return {"figure": "", "alt": ""}
     return {"figure": page.data_uri((report.page.parent / f"{drawing.name}.svg").read_bytes()), "alt": drawing.alt}
+
+
+def holds(verdict: Verdict, whole: Family) -> str:
+    """Whether a verdict is one with the error kept for the whole set, in words; "" for an open one."""
+    if verdict.outcome == "undecided":
+        return ""
+    return "holds for the whole set" if whole.of(verdict) == verdict.outcome else "not for the whole set"
 
 
 def counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
@@ -145,9 +155,13 @@ def markdown(reports: Sequence[ReportFiles], scale: Scale, command: str) -> str:
         *(f"{escape_markdown(note)}\n" for note in shared),
     ]
     if len(reports) > 1:
-        lines += ["## Overview", "", f"{in_words(everything)}\n", *_overview(reports), ""]
+        whole = family(everything)
+        total = " ".join([in_words(everything), *whole.sentences])
+        lines += ["## Overview", "", f"{total}\n", *_overview(reports), ""]
+    else:
+        whole = None
     for report in reports:
-        lines += _section(report, shared)
+        lines += _section(report, shared, whole)
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -180,7 +194,7 @@ def _anchor(report: ReportFiles) -> str:
     return report.study.name.replace("_", "-")
 
 
-def _section(report: ReportFiles, shared: Sequence[str]) -> list[str]:
+def _section(report: ReportFiles, shared: Sequence[str], whole: Family | None) -> list[str]:
     study = report.study
     lines = [f'<a id="{_anchor(report)}"></a>\n', f"## {escape_markdown(study.title)}", ""]
     lines += [escape_markdown(" · ".join(filter(None, (study.where, study.question)))), ""]
@@ -194,14 +208,16 @@ def _section(report: ReportFiles, shared: Sequence[str]) -> list[str]:
     lines += [f"{escape_markdown(note)}\n" for note in report.table.notes if note not in shared]
     if report.verdicts:
         lines += [in_words(report.verdicts), ""]
-        lines += [*map(_bullet, report.verdicts), ""]
+        lines += [*(_bullet(verdict, whole) for verdict in report.verdicts), ""]
         lines += [f"{escape_markdown(sentence)}\n" for sentence in page.kinds(report.verdicts)]
     return lines
 
 
-def _bullet(verdict: Verdict) -> str:
+def _bullet(verdict: Verdict, whole: Family | None) -> str:
     where = f" ({verdict.claim.where})" if verdict.claim.where else ""
     says = f"{verdict.claim.says.rstrip('.')}{where}."
     parts = [says, verdict.reading, *verdict.notes, verdict.conclusion]
     text = " ".join(escape_markdown(part) for part in parts if part)
-    return f"- **{escape_markdown(verdict.label[0].upper() + verdict.label[1:])}.** {text}"
+    held = holds(verdict, whole) if whole else ""
+    label = verdict.label[0].upper() + verdict.label[1:] + (f", {held}" if held else "")
+    return f"- **{escape_markdown(label)}.** {text}"

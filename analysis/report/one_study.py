@@ -20,6 +20,9 @@ from analysis.report.figures_with_captions import Drawing, drawings
 from analysis.report.page import Live
 from analysis.report.study_table import study_table
 from analysis.report.table import Table
+from analysis.verdicts.pairing import pairing
+from analysis.verdicts.quantities import StudyRuns
+from analysis.verdicts.two_sources import Sources, sources_of_runs
 from analysis.verdicts.verdicts import Verdict, verdicts
 from experiments.plan import Plan
 from experiments.studies.study import PaperResult, Study
@@ -94,7 +97,7 @@ def report(
     paper = {variant.name: variant.paper for variant in variants}
     against = {variant.name: variant.against for variant in variants}
     table = study_table(runs, paper, study.title, scale, against)
-    judged = tuple(verdicts(study.claims, points, runs, scale))
+    judged = tuple(verdicts(study.claims, points, runs, scale, study.design, study.name))
     if note:
         table = replace(table, notes=(*table.notes, note))
     out_dir = out_dir.absolute()
@@ -122,6 +125,32 @@ def report(
         drawings=tuple(drawn),
         runs=runs,
     )
+
+
+def seeds_in_common(variants: Sequence[ReportVariant], runs: pd.DataFrame) -> str:
+    """What pairing the seeds of the variants with those of their baselines does; "" if that is not known yet."""
+    study_runs = StudyRuns(pd.DataFrame({"run": []}), runs)
+    finals = {variant.name: study_runs.finals(variant.name, "knn_top1") for variant in variants}
+    found = pairing([(finals[each.name], finals[each.against]) for each in variants if each.against in finals])
+    return "" if found is None else found.sentence
+
+
+def noise(variants: Sequence[ReportVariant], runs: pd.DataFrame) -> list[tuple[str, Sources]]:
+    """Of each variant's difference to its baseline where each image's correctness is recorded: what it varies with."""
+    ended = runs[runs["state"] == "done"]
+    folders = {
+        name: {int(run["seed"]): Path(run["path"]) for _, run in ended[ended["variant"] == name].iterrows()}
+        for name in (variant.name for variant in variants)
+    }
+    found = []
+    for variant in variants:
+        for metric, words in (("knn_correct", "kNN top-1"), ("linear_correct", "linear top-1")):
+            if variant.against not in folders:
+                continue
+            split = sources_of_runs(folders[variant.name], folders[variant.against], metric)
+            if split is not None:
+                found.append((f"{words}, '{variant.name}' minus '{variant.against}'", split))
+    return found
 
 
 def gather(variants: Sequence[ReportVariant], runs_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -178,7 +207,18 @@ def _make(
     figures = [page.place(drawing, folder) for drawing in drawn]
     settings = {variant.name: flatten(variant.settings) for variant in variants}
     html = page.render(
-        study, runs, table, judged, figures, settings, scale=scale, command=command, out_dir=out_dir, live=live
+        study,
+        runs,
+        table,
+        judged,
+        figures,
+        settings,
+        scale=scale,
+        command=command,
+        out_dir=out_dir,
+        pairing=seeds_in_common(variants, runs),
+        noise=noise(variants, runs),
+        live=live,
     )
     (folder / "index.html").write_text(html, encoding="utf-8")
     return drawn

@@ -21,6 +21,7 @@ from analysis.frames.load import accuracy_of, counts, describe_state, device_hou
 from analysis.report import in_words
 from analysis.report.figures_with_captions import Drawing
 from analysis.report.table import Table
+from analysis.verdicts.two_sources import Sources
 from analysis.verdicts.verdicts import Verdict
 from experiments.studies.study import Study
 from simsiam.record.atomic_files import write_atomically
@@ -58,6 +59,8 @@ def render(
     scale: str,
     command: str,
     out_dir: Path,
+    pairing: str = "",
+    noise: Sequence[tuple[str, Sources]] = (),
     live: Live | None = None,
 ) -> str:
     """The page as text. ``settings`` are those of each variant, by dotted path; ``out_dir`` is where it will lie."""
@@ -83,6 +86,8 @@ def render(
         runs=run_lines(runs, out_dir),
         provenance=provenance(runs),
         cost=cost(runs),
+        pairing=pairing,
+        noise=noise,
         command=command,
         live=live,
     )

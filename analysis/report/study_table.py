@@ -12,7 +12,7 @@ from analysis.formats import DASH, format_estimate, format_hours, format_seconds
 from analysis.frames.load import counts, describe_state, device_hours
 from analysis.report.differences import OURS_NONE, PAPER_NONE, Differences
 from analysis.report.table import Column, Entry, Table
-from analysis.verdicts.intervals import LEVEL
+from experiments.studies.design import LEVEL
 from experiments.studies.study import PaperResult
 from simsiam.record.catalogue import CATALOGUE, METRICS, Metric
 

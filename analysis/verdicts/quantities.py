@@ -8,14 +8,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from analysis.formats import MINUS
-from analysis.frames.load import counts, describe_state
+from analysis.frames.load import counts, describe_state, device_hours
 from analysis.verdicts.intervals import Region, rise
 from experiments.studies.claims import Band, Check, Event, Final, Order, Ratio, Same, Trend
 from simsiam.record.catalogue import METRICS, REFERENCES
@@ -34,6 +34,15 @@ class Quantity:
     is_difference: bool
     unclear_within: float = 0.0  # a single seed's difference of less than this points nowhere
 
+    @property
+    def is_effect(self) -> bool:
+        """Whether it is a difference that the claim wants to have a sign and a smallest size."""
+        return self.is_difference and not self.region.has_two_ends
+
+    def of(self, seeds: Sequence[int]) -> Quantity:
+        """The same of these seeds alone, in their order."""
+        return replace(self, values={seed: self.values[seed] for seed in seeds if seed in self.values})
+
 
 @dataclass(frozen=True)
 class Count:
@@ -42,6 +51,11 @@ class Count:
     name: str
     happened: dict[int, bool]  # by seed
     how_often: str  # all, some or none of them, as the claim says
+    rate: float  # of all runs, that it happens in more than (`none`: does not happen in)
+
+    def of(self, seeds: Sequence[int]) -> Count:
+        """The same of these seeds alone, in their order."""
+        return replace(self, happened={seed: self.happened[seed] for seed in seeds if seed in self.happened})
 
 
 class StudyRuns:
@@ -67,6 +81,17 @@ class StudyRuns:
                 texts.append(f"'{name}' ({f'{count} of {len(runs)} seeds: ' if len(runs) > 1 else ''}{state})")
         return texts
 
+    def settled(self, variants: list[str]) -> list[int]:
+        """The seeds that count: those that all variants have, in order, up to the first that has not ended in each.
+
+        What ended beyond a run that failed or is still going on must not be looked at: it might be there because it
+        was quick, or went well.
+        """
+        of_each = [self.runs.get(name, self.none) for name in variants]
+        shared = set.intersection(*({int(seed) for seed in runs["seed"]} for runs in of_each))
+        ended = set.intersection(*({int(seed) for seed in self.ended(name)["seed"]} for name in variants))
+        return list(itertools.takewhile(ended.__contains__, sorted(shared)))
+
     def left_out(self, variants: list[str]) -> list[str]:
         """The diverged runs of variants, which have no final values."""
         return [
@@ -81,6 +106,11 @@ class StudyRuns:
         runs = self.runs.get(variant, self.none)
         ended: pd.DataFrame = runs[runs["state"] == "done"]
         return ended
+
+    def hours(self, variant: str) -> float:
+        """Hours of a core, or of a GPU, that a run of a variant takes; NaN if that is not known."""
+        ended = self.ended(variant)
+        return float(device_hours(ended).mean()) if {"seconds", "device_seconds"} <= set(ended) else math.nan
 
     def losses(self, variants: list[str]) -> set[str]:
         """The names of the losses of variants."""
@@ -142,7 +172,7 @@ class StudyRuns:
         ended = self.ended(check.of)
         if isinstance(check, Event):
             happened = {int(run["seed"]): any(_has(run, event) for event in check.event) for _, run in ended.iterrows()}
-            return Count(f"'{check.of}': {' or '.join(check.event)}", happened, check.how_often)
+            return Count(f"'{check.of}': {' or '.join(check.event)}", happened, check.how_often, check.rate)
         low = -math.inf if check.low is None else check.low
         high = math.inf if check.high is None else check.high
         happened = {}
@@ -157,7 +187,7 @@ class StudyRuns:
             if math.isfinite(end)
         )
         since = f" from {100 * check.after:.0f} % of the training on" if check.after else ""
-        return Count(f"{_name(check.metric)} of '{check.of}' stays {band}{since}", happened, "all")
+        return Count(f"{_name(check.metric)} of '{check.of}' stays {band}{since}", happened, "all", check.rate)
 
     def finals(self, variant: str, metric: str) -> Values:
         """The metric at the end of each run that ended and did not diverge."""

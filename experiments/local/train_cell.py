@@ -35,7 +35,7 @@ from experiments.runs.folder import (
     read_json,
     write_json,
 )
-from experiments.runs.provenance import code, processor
+from experiments.runs.provenance import code, processor, registered_claims
 from experiments.runs.states import CellResult, End, State
 from experiments.runs.surroundings import surrounding_fault
 from simsiam.data.batches import subset
@@ -403,6 +403,7 @@ def _provenance(context: RunContext, dataset: Dataset, threads: int, num_ranks: 
         "threads": threads,
         "ranks": num_ranks,
         "data_fingerprint": dataset.fingerprint,
+        "claims": registered_claims(context.runs),
         "slurm_job": own_job() or None,
         "cpus": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
     }

@@ -1,17 +1,23 @@
-"""What made the numbers: the code, its commit, the processor. This module imports no torch."""
+"""What made the numbers: the code, its commit, the processor, and what was claimed of them before.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from experiments.runs.code_changes import ROOT as ROOT
 from experiments.runs.code_changes import code_hash, training_files
-from experiments.runs.folder import read_json
+from experiments.runs.folder import read_json, write_json
 
 COMMIT = "commit.json"  # in a copy of the code, where it was copied from
 
@@ -50,6 +56,32 @@ def commit_of(root: Path) -> dict[str, Any]:
     commit = git("rev-parse", "HEAD")
     changes = None if commit is None else git("status", "--porcelain", "--untracked-files=no")
     return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
+
+
+CLAIMS = ".claims.json"  # in a folder of runs
+Claims = dict[str, dict[str, dict[str, str]]]  # by study and claim: its hash, and since when it is so
+
+
+def register_claims(runs: Path, hashes: Mapping[str, Mapping[str, str]]) -> None:
+    """Put down what studies claim before their runs begin, by study and claim; what is as before keeps its date."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    before = registered_claims(runs)
+    claims = {
+        study: {
+            name: known
+            if (known := before.get(study, {}).get(name, {})).get("hash") == digest
+            else {"hash": digest, "since": now}
+            for name, digest in of_study.items()
+        }
+        for study, of_study in hashes.items()
+    }
+    if any(before.get(study) != of_study for study, of_study in claims.items()):
+        write_json(runs / CLAIMS, {**before, **claims}, str(os.getpid()))
+
+
+def registered_claims(runs: Path) -> Claims:
+    """What the studies whose runs are in a folder claim, as it was put down; each run keeps it as it was then."""
+    return read_json(runs / CLAIMS) or {}
 
 
 @cache

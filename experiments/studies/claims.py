@@ -7,11 +7,14 @@ number that it was asked for beforehand. This module imports no torch.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from experiments.studies.design import Design
 from experiments.studies.yaml_files import Document, parse_kind, parse_model
 from simsiam.errors import SettingsError, nearest
 from simsiam.record.catalogue import ACCURACY, CATALOGUE, REFERENCES
@@ -40,6 +43,7 @@ def _one_of(kind: str, known: tuple[str, ...]) -> BeforeValidator:
 Metric = Annotated[str, _one_of("metric", METRICS)]
 Curve = Annotated[str, _one_of("metric with a curve", CURVES)]
 Positive = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, lt=1)]  # of all runs, of which the seeds are a sample
 Events = Annotated[
     tuple[Annotated[str, _one_of("event", tuple(EVENTS))], ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
@@ -167,6 +171,7 @@ class Band(_Check):
     low: float | None = None
     high: float | None = None
     after: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    rate: Rate = 0.5  # it does in more than this share of all runs
 
     def variants(self) -> list[str]:
         return [self.of]
@@ -183,13 +188,15 @@ class Band(_Check):
 class Event(_Check):
     """Something happens to the runs of a variant (one of several things if a list is given).
 
-    ``how_often``: in ``all`` seeds, in ``some`` (the paper says "may"), or in ``none``.
+    ``how_often``: as a rule (``all``), in ``some`` runs (the paper says "may"), or as a rule not (``none``). A few
+    seeds cannot tell all from nearly all, so the rule is one of more than ``rate`` of all runs.
     """
 
     kind: Literal["event"]
     of: str
     event: Events
     how_often: Literal["all", "some", "none"] = "all"
+    rate: Rate = 0.5
 
     def variants(self) -> list[str]:
         return [self.of]
@@ -217,6 +224,20 @@ class Claim(BaseModel):
     def variants(self) -> list[str]:
         """The variants whose runs decide it, each once."""
         return list(dict.fromkeys(name for check in self.checks for name in check.variants()))
+
+
+def claim_hash(claim: Claim, design: Design) -> str:
+    """Of all that decides what a claim says: its words, its checks, where it is made, and the looks and the level.
+
+    A field that is at its default leaves it as it is, so that a new kind of field changes no claim of before.
+    """
+    content = {
+        "says": claim.says,
+        "scales": claim.scales,
+        "checks": [check.model_dump(mode="json", exclude_defaults=True) for check in claim.checks],
+        "design": design.as_json(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class _ClaimFile(BaseModel):

@@ -22,7 +22,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from experiments.studies.claims import SCALES, Claim, parse_claims
+from experiments.studies.claims import SCALES, Claim, claim_hash, parse_claims
+from experiments.studies.design import LEVEL, LOOKS, Design, Level, Looks
 from experiments.studies.figures import Curves, StudyFigure, parse_figures
 from experiments.studies.layers import (
     Block,
@@ -74,6 +75,8 @@ class _StudyFile(ScaledBlock):
     question: str = ""
     expected: str = ""
     seeds: Seeds | dict[str, Seeds] = 1
+    looks: Looks = LOOKS
+    level: Level = LEVEL
     variants: dict[str, _Variant] = Field(default_factory=dict)
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     baseline: str | None = None
@@ -149,6 +152,11 @@ class Study:
     variants: tuple[Variant, ...]
     claims: tuple[Claim, ...] = ()
     figures: tuple[StudyFigure, ...] = (Curves(),)
+    design: Design = field(default_factory=Design)
+
+    def claim_hashes(self) -> dict[str, str]:
+        """Of each claim, with the looks at it."""
+        return {claim.name: claim_hash(claim, self.design) for claim in self.claims}
 
     def num_seeds(self, scale: str) -> int:
         """How many seeds the study asks for at a scale."""
@@ -266,6 +274,7 @@ def load_study(name: str) -> Study:
         variants=tuple(variants),
         claims=parse_claims(document, {variant.name: variant.only or SCALES for variant in variants}),
         figures=parse_figures(document, [variant.name for variant in variants]),
+        design=Design(parsed.looks, parsed.level),
     )
 
 

@@ -16,6 +16,7 @@ from analysis.report.differences import direction
 from analysis.verdicts.intervals import Region, judge, mean_interval, rise
 from analysis.verdicts.verdicts import verdicts
 from experiments.studies.claims import Claim, Order, Same, Trend
+from experiments.studies.design import Design
 
 STUDIES = 2000
 # Eighths are exact in binary, so that moving both variants by a constant changes no difference.
@@ -106,14 +107,6 @@ def test_a_large_effect_is_found_and_so_is_none() -> None:
     assert share("supported", differences(0.0, 5, 0.1), Region(-0.5, 0.5)) > 0.95
 
 
-def test_as_many_more_seeds_as_said_decide_four_times_in_five() -> None:
-    seen = np.array([1.5, 2.0, 2.5])  # mean 2, spread 0.5
-    more = judge(seen, Region(low=1.4)).more_seeds
-    assert more is not None
-    assert 0.75 < share("supported", differences(2.0, 3 + more), Region(low=1.4)) < 0.92
-    assert judge([1.0, 1.0], Region(low=1.0)).more_seeds is None, "on the boundary no number decides"
-
-
 def frames(values: dict[str, list[float]], loss: str = "cosine") -> tuple[pd.DataFrame, pd.DataFrame]:
     """Runs that ended with these kNN accuracies, by variant and seed."""
     rows = [
@@ -128,7 +121,8 @@ def frames(values: dict[str, list[float]], loss: str = "cosine") -> tuple[pd.Dat
 
 def verdict(check: Order | Same | Trend, values: dict[str, list[float]], **claim: str) -> str:
     made = Claim(name="it", says="It is so.", checks=(check,), **claim)
-    return verdicts([made], *frames(values), "cpu")[0].outcome
+    design = Design(looks=(min(map(len, values.values())),))
+    return verdicts([made], *frames(values), "cpu", design)[0].outcome
 
 
 @given(pairs, st.integers(-800, 800).map(lambda number: number / 8))

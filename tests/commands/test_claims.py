@@ -16,6 +16,7 @@ from analysis.verdicts.verdicts import Verdict, as_json, verdicts
 from commands.report import report
 from experiments.plan import make_plan
 from experiments.studies.claims import KINDS, SCALES, Claim
+from experiments.studies.design import Design
 from experiments.studies.study import load_scale, load_study, make_cells, study_names
 from simsiam.data.sets import fingerprint
 from simsiam.errors import SettingsError
@@ -125,6 +126,22 @@ def test_an_unknown_baseline_is_refused(tmp_path: Path, line: str) -> None:
         load_study(str(path))
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("looks: [3, 4]", r"looks.*at least 2 seeds more.*mine\.yaml:"),
+        ("looks: 1", r"looks.*2.*mine\.yaml:"),
+        ("level: 95", r"level.*95.*mine\.yaml:"),
+    ],
+)
+def test_bad_looks_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"title: x\nvariants: {{a: {{}}}}\n{line}\n")
+    with pytest.raises(SettingsError, match=message) as raised:
+        load_study(str(path))
+    print(raised.value)
+
+
 def test_a_bad_claim_stops_a_run_before_it_begins(command: Command, tmp_path: Path) -> None:
     path = write_study(tmp_path, CHECK % "kind: event, of: c, event: collapsed")
     done = command("run", path, "--scale", "smoke")
@@ -139,15 +156,16 @@ WITH, WITHOUT = settings(), settings(target__stop_gradient=False)
 NONE = settings(predictor__kind="none")
 
 
-def judged(runs: Path, *checks: dict[str, Any], seeds: int = 3, scale: str = "cpu", **claim: Any) -> Verdict:
-    """The verdict on one claim about the variants with, without and none."""
+def judged(runs: Path, *checks: dict[str, Any], seeds: int = 6, scale: str = "cpu", **claim: Any) -> Verdict:
+    """The verdict on one claim about the variants with, without and none, in a study of a fixed number of seeds."""
     configs: dict[str, Settings] = {"with": WITH, "without": WITHOUT, "none": NONE}
     variants = [
         ReportVariant(name, config_id(config, FINGERPRINT), load_paper(), config, tuple(range(seeds)))
         for name, config in configs.items()
     ]
+    design = claim.pop("design", Design(looks=(max(seeds, 2),)))
     made = Claim(name="it", says="It is so.", checks=checks, **claim)
-    return verdicts([made], *gather(variants, runs), scale)[0]
+    return verdicts([made], *gather(variants, runs), scale, design)[0]
 
 
 def load_paper() -> Any:
@@ -155,10 +173,10 @@ def load_paper() -> Any:
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three seeds: healthy with, collapsed without; none has a healthy, a collapsed and a diverged run."""
-    runs = tmp_path_factory.mktemp("three")
-    for seed, kind in enumerate(("healthy", "collapsed", "diverged")):
+def six(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six seeds: healthy with, collapsed without; none has healthy, collapsed and diverged runs."""
+    runs = tmp_path_factory.mktemp("six")
+    for seed, kind in enumerate(2 * ("healthy", "collapsed", "diverged")):
         write_run(runs, WITH, seed)
         write_run(runs, WITHOUT, seed, "collapsed", knn=61)
         write_run(runs, NONE, seed, kind)
@@ -168,19 +186,19 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("check", "outcome", "reading"),
     [
-        ({"kind": "event", "of": "without", "event": "collapsed"}, "supported", "collapsed in 3 of 3 seeds"),
-        ({"kind": "event", "of": "with", "event": "collapsed"}, "contradicted", "collapsed in 0 of 3 seeds"),
-        ({"kind": "event", "of": "with", "event": "collapsed", "how_often": "none"}, "supported", "needed: none"),
-        ({"kind": "event", "of": "without", "event": "collapsed", "how_often": "none"}, "contradicted", "3 of 3"),
-        ({"kind": "event", "of": "none", "event": "collapsed"}, "undecided", "in 1 of 3 seeds"),
+        ({"kind": "event", "of": "without", "event": "collapsed"}, "supported", "collapsed in 6 of 6 seeds"),
+        ({"kind": "event", "of": "with", "event": "collapsed"}, "contradicted", "collapsed in 0 of 6 seeds"),
+        ({"kind": "event", "of": "with", "event": "collapsed", "how_often": "none"}, "supported", "less than 50 %"),
+        ({"kind": "event", "of": "without", "event": "collapsed", "how_often": "none"}, "contradicted", "6 of 6"),
+        ({"kind": "event", "of": "none", "event": "collapsed"}, "undecided", "in 2 of 6 seeds"),
         ({"kind": "event", "of": "none", "event": "diverged", "how_often": "some"}, "supported", "can happen"),
-        ({"kind": "event", "of": "with", "event": "diverged", "how_often": "some"}, "undecided", "0 of 3"),
-        ({"kind": "event", "of": "none", "event": ["healthy", "collapsed", "diverged"]}, "supported", "3 of 3"),
-        ({"kind": "event", "of": "with", "event": "nothing learnt"}, "contradicted", "0 of 3"),
+        ({"kind": "event", "of": "with", "event": "diverged", "how_often": "some"}, "undecided", "0 of 6"),
+        ({"kind": "event", "of": "none", "event": ["healthy", "collapsed", "diverged"]}, "supported", "6 of 6"),
+        ({"kind": "event", "of": "with", "event": "nothing learnt"}, "contradicted", "0 of 6"),
         ({"kind": "final", "of": "without", "metric": "z_std_relative", "below": 0.2}, "supported", "less than 0.2"),
         ({"kind": "final", "of": "with", "metric": "z_std_relative", "below": 0.2}, "contradicted", "0.97"),
         ({"kind": "final", "of": "with", "near": 84.0, "within": 2.0}, "supported", "between 82 and 86 %"),
-        ({"kind": "final", "of": "with", "near": 80.0, "within": 2.0}, "contradicted", "3 seeds"),
+        ({"kind": "final", "of": "with", "near": 80.0, "within": 2.0}, "contradicted", "6 seeds"),
         ({"kind": "ratio", "of": "with", "to": "chance", "above": 5}, "supported", "divided by chance"),
         ({"kind": "ratio", "of": "with", "to": "raw pixels", "below": 0.9}, "contradicted", "1.02"),
         ({"kind": "ratio", "of": "with", "to": "untrained", "above": 1.2}, "supported", "divided by untrained"),
@@ -192,51 +210,51 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"kind": "trend", "of": "with", "direction": "rises", "by": 5}, "supported", "over the training of 'with'"),
         ({"kind": "trend", "of": "with", "direction": "falls", "by": 0}, "contradicted", "less than"),
         ({"kind": "order", "higher": "with", "lower": "without", "by": 10}, "supported", "more than 10 points"),
-        ({"kind": "order", "higher": "without", "lower": "with", "by": 0}, "contradicted", "3 seeds"),
+        ({"kind": "order", "higher": "without", "lower": "with", "by": 0}, "contradicted", "6 seeds"),
         ({"kind": "order", "higher": "with", "lower": "without", "by": 40}, "contradicted", "smaller than what counts"),
         ({"kind": "order", "higher": "with", "lower": "none", "by": 1}, "contradicted", "Left out: 'none', seed 2"),
         ({"kind": "same", "of": ["with", "without"], "within": 1}, "contradicted", f"between {MINUS}1 and 1 points"),
         ({"kind": "same", "of": ["with", "without"], "within": 30}, "supported", "90 % interval"),
-        ({"kind": "band", "of": "without", "metric": "loss", "high": -0.9, "after": 0.5}, "supported", "3 of 3"),
-        ({"kind": "band", "of": "with", "metric": "z_std_relative", "high": 0.2}, "contradicted", "0 of 3"),
+        ({"kind": "band", "of": "without", "metric": "loss", "high": -0.9, "after": 0.5}, "supported", "6 of 6"),
+        ({"kind": "band", "of": "with", "metric": "z_std_relative", "high": 0.2}, "contradicted", "0 of 6"),
         ({"kind": "order", "metric": "loss_roughness", "higher": "with", "lower": "without", "by": 0}, "supported", ""),
     ],
 )  # fmt: skip
-def test_verdicts_on_known_runs(three: Path, check: dict[str, Any], outcome: str, reading: str) -> None:
-    verdict = judged(three, check)
+def test_verdicts_on_known_runs(six: Path, check: dict[str, Any], outcome: str, reading: str) -> None:
+    verdict = judged(six, check)
     assert verdict.outcome == outcome, verdict.reading
     assert reading in verdict.reading
     assert "Waiting" not in verdict.reading
     json.dumps(as_json(verdict), allow_nan=False)
 
 
-def test_all_checks_must_hold_and_one_contradicts(three: Path) -> None:
+def test_all_checks_must_hold_and_one_contradicts(six: Path) -> None:
     good = {"kind": "event", "of": "without", "event": "collapsed"}
     open_ = {"kind": "event", "of": "none", "event": "collapsed"}
-    bad = {"kind": "event", "of": "with", "event": "collapsed"}
-    assert judged(three, good, good).outcome == "supported"
-    assert judged(three, good, open_).outcome == "undecided"
-    assert judged(three, good, open_, bad).outcome == "contradicted"
+    bad = {"kind": "order", "higher": "without", "lower": "with", "by": 0}
+    assert judged(six, good, good).outcome == "supported"
+    assert judged(six, good, open_).outcome == "undecided"
+    assert judged(six, good, open_, bad).outcome == "contradicted"
 
 
-def test_another_scale_than_the_paper_s_is_said(three: Path) -> None:
+def test_another_scale_than_the_paper_s_is_said(six: Path) -> None:
     bad = {"kind": "order", "higher": "without", "lower": "with", "by": 1}
-    verdict = judged(three, bad, where="Table 1")
+    verdict = judged(six, bad, where="Table 1")
     assert verdict.label == "contradicted at cpu scale"
     assert verdict.conclusion == "The cpu scale does not show the paper's effect."
     assert f"at imagenet scale; it was checked here at cpu scale on {WITH.data.name}" in verdict.difference_in_kind[0]
     assert "linear evaluation" in verdict.difference_in_kind[1]
-    small = judged(three, {"kind": "order", "higher": "with", "lower": "without", "by": 40}, where="Table 1")
+    small = judged(six, {"kind": "order", "higher": "with", "lower": "without", "by": 40}, where="Table 1")
     assert "smaller than what counts" in small.conclusion
-    assert judged(three, bad, where="Table 1", made_at="cpu").label == "contradicted"
-    assert judged(three, bad).difference_in_kind == (), "a claim of one's own has no other scale"
-    elsewhere = judged(three, bad, scales=("imagenet",))
+    assert judged(six, bad, where="Table 1", made_at="cpu").label == "contradicted"
+    assert judged(six, bad).difference_in_kind == (), "a claim of one's own has no other scale"
+    elsewhere = judged(six, bad, scales=("imagenet",))
     assert (elsewhere.outcome, elsewhere.notes) == ("undecided", ("This claim is checked at imagenet scale only.",))
 
 
 def test_runs_that_have_not_ended_leave_a_claim_undecided(tmp_path: Path) -> None:
     check = {"kind": "order", "higher": "with", "lower": "without", "by": 1}
-    nothing = judged(tmp_path / "nowhere", check)
+    nothing = judged(tmp_path / "nowhere", check, seeds=3)
     assert (nothing.outcome, nothing.direction, nothing.num_seeds) == ("undecided", "not run", 0)
     assert "Waiting for 'with' (3 of 3 seeds: not run), 'without' (3 of 3 seeds: not run)." in nothing.reading
     for seed in range(2):
@@ -244,13 +262,12 @@ def test_runs_that_have_not_ended_leave_a_claim_undecided(tmp_path: Path) -> Non
         write_run(tmp_path, WITHOUT, seed, "collapsed", knn=61)
     write_run(tmp_path, WITH, 2, state="running", until=3.2)
     write_run(tmp_path, WITHOUT, 2, state="failed", until=3.2)
-    verdict = judged(tmp_path, check)
+    verdict = judged(tmp_path, check, seeds=3)
     assert (verdict.outcome, verdict.direction, verdict.num_seeds) == ("undecided", "agrees", 2)
     assert (
         "'with' (1 of 3 seeds: running, epoch 3/8), 'without' (1 of 3 seeds: failed: see failure.txt)"
         in verdict.reading
     )
-    assert judged(tmp_path, check, seeds=2).outcome == "undecided", "what runs is waited for, asked for or not"
 
 
 def test_one_seed_gives_a_direction_only(tmp_path: Path) -> None:
@@ -278,13 +295,28 @@ def test_only_seeds_that_both_have_are_compared(tmp_path: Path) -> None:
 
 
 def test_too_few_seeds_say_how_many_more(tmp_path: Path) -> None:
-    for seed, gap in enumerate((0.5, 2.5, 4.5)):
+    for seed, gap in enumerate((1.5, 2.5, 3.5)):
         write_run(tmp_path, WITH, seed, knn=80)
         write_run(tmp_path, WITHOUT, seed, knn=80 - gap)
-    verdict = judged(tmp_path, {"kind": "order", "higher": "with", "lower": "without", "by": 1})
+    check = {"kind": "order", "higher": "with", "lower": "without", "by": 1}
+    verdict = judged(tmp_path, check, seeds=3, design=Design())
     assert verdict.outcome == "undecided"
-    assert verdict.findings[0].more_seeds in range(3, 30)
-    assert f"about {verdict.findings[0].more_seeds} more seeds would decide it" in verdict.reading
+    assert verdict.findings[0].seeds_to_decide in (8, 12)
+    assert f"it is decided at {verdict.findings[0].seeds_to_decide} seeds" in verdict.reading
+    assert "the effect is there, but whether it is as large as claimed is open" not in verdict.reading
+    fixed = judged(tmp_path, check, seeds=3)
+    assert "It stays so: the study's number of seeds is fixed." in fixed.reading
+
+
+def test_a_run_that_failed_keeps_those_after_it_from_being_looked_at(tmp_path: Path) -> None:
+    """They are there because they went well."""
+    for seed in range(5):
+        write_run(tmp_path, WITH, seed, knn=80 + seed / 10)
+        write_run(tmp_path, WITHOUT, seed, "collapsed", knn=60, **({"state": "failed"} if seed == 2 else {}))
+    check = {"kind": "order", "higher": "with", "lower": "without", "by": 1}
+    verdict = judged(tmp_path, check, seeds=5, design=Design())
+    assert (verdict.outcome, verdict.num_seeds) == ("undecided", 2)
+    assert "Waiting for 'without' (1 of 5 seeds: failed" in verdict.reading
 
 
 def test_different_losses_are_not_compared(tmp_path: Path) -> None:
@@ -297,7 +329,7 @@ def test_different_losses_are_not_compared(tmp_path: Path) -> None:
         for name, config in {"a": WITH, "b": other}.items()
     ]
     check = {"kind": "order", "metric": "loss", "higher": "a", "lower": "b", "by": 0}
-    (verdict,) = verdicts([Claim(name="it", says="x.", checks=(check,))], *gather(variants, tmp_path), "cpu")
+    (verdict,) = verdicts([Claim(name="it", says="x.", checks=(check,))], *gather(variants, tmp_path), "cpu", Design())
     assert (verdict.outcome, verdict.reading) == (
         "undecided",
         "The variants have different losses, which do not compare.",
@@ -309,7 +341,7 @@ def test_an_output_bn_that_hides_a_collapse_is_named(tmp_path: Path) -> None:
     write_run(tmp_path, hidden, 0)
     variant = ReportVariant("a", config_id(hidden, FINGERPRINT), load_paper(), hidden, (0,))
     check = {"kind": "final", "of": "a", "metric": "z_std_relative", "above": 0.5}
-    (verdict,) = verdicts([Claim(name="it", says="x.", checks=(check,))], *gather([variant], tmp_path), "cpu")
+    (verdict,) = verdicts([Claim(name="it", says="x.", checks=(check,))], *gather([variant], tmp_path), "cpu", Design())
     assert "keeps the std from showing a collapse" in verdict.notes[0]
 
 
@@ -317,7 +349,8 @@ def test_an_output_bn_that_hides_a_collapse_is_named(tmp_path: Path) -> None:
 
 OWN = {
     "title": "Of my own",
-    "seeds": 3,
+    "seeds": 6,
+    "looks": 6,
     "variants": {"with": {}, "without": {"settings": {"target.stop_gradient": False}}},
     "claims": {
         "collapse": {
@@ -356,7 +389,7 @@ def test_verify(command: Command, own: Path, tmp_path: Path) -> None:
     content = json.loads(command("verify", str(own), "--scale", "smoke", "--json").stdout)
     assert [claim["verdict"] for claim in content["studies"]["own"]] == ["supported", "contradicted"]
     assert content["studies"]["own"][1]["checks"][0]["high"] < 0
-    for folder in (tmp_path / "runs").glob("*-s[12]"):
+    for folder in (tmp_path / "runs").glob("*-s[1-5]"):
         shutil.rmtree(folder)
     open_ = command("verify", str(own), "--scale", "smoke")
     assert (open_.returncode, "2 are undecided" in open_.stdout) == (0, True)
@@ -404,3 +437,43 @@ def test_report_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "c0de" in document
     assert "At smoke scale the paper's effect was not seen (1 seed: not decided)." in document
     Page(out / "index-smoke.html")
+
+
+# --- put down beforehand -----------------------------------------------------------------------------------------
+
+
+def test_a_claim_that_was_changed_after_its_runs_says_so(command: Command, tmp_path: Path) -> None:
+    """From the first run on, through real runs of a few seconds; what changes no claim changes nothing."""
+    study: dict[str, Any] = {**OWN, "seeds": 1}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(study, sort_keys=False))
+    done = command("run", str(path), "--scale", "smoke", "--set", "epochs=1", "-j", "1", timeout=400)
+    assert done.returncode == 0, done.stderr
+    provenance = json.loads(next((tmp_path / "runs").glob("*-s0/provenance.json")).read_text())
+    kept = provenance["attempts"][0]["claims"]["own"]
+    assert set(kept) == {"collapse", "order"}
+
+    def notes() -> dict[str, str]:
+        printed = command("verify", str(path), "--scale", "smoke", "--set", "epochs=1", "--json").stdout
+        return {claim["claim"]: " ".join(claim["notes"]) for claim in json.loads(printed)["studies"]["own"]}
+
+    assert set(notes().values()) == {""}
+    changed = yaml.safe_load(yaml.safe_dump(study))
+    changed["title"] = "Another title"
+    changed["claims"]["order"]["note"] = "A note."
+    changed["claims"]["order"]["checks"][0]["by"] = 0.5
+    changed["claims"]["new"] = changed["claims"]["collapse"]
+    path.write_text(yaml.safe_dump(changed, sort_keys=False))
+    found = notes()
+    assert found["collapse"] == ""
+    assert (
+        f"changed after 2 of its 2 runs had begun, for which it was put down on {kept['order']['since'][:10]}"
+        in (found["order"])
+    )
+    assert "added after 1 of its 1 runs had begun" in found["new"]
+    again = command("run", str(path), "--scale", "smoke", "--set", "epochs=1")
+    assert again.returncode == 0
+    registered = json.loads((tmp_path / "runs" / ".claims.json").read_text())["own"]
+    assert registered["collapse"] == kept["collapse"], "what is as before keeps its date"
+    assert registered["order"]["hash"] != kept["order"]["hash"]
+    assert "changed after" in notes()["order"], "runs keep what was put down when they began"
