@@ -1,4 +1,4 @@
-"""Trainings in a plain PyTorch loop, which shares no code with this project: handwritten digits, an MLP, minutes in all.
+"""Trainings in a plain PyTorch loop, which shares no code with this project: handwritten digits, an MLP.
 
 ``python tests/foreign_logs/plain_loop.py FOLDER`` writes the logs and embeddings of every run of :data:`RUNS`, each in
 the form that its name ends with. The images are scikit-learn's digits (1,797 of 8x8 pixels, ten classes); a view is an
@@ -8,6 +8,7 @@ image moved by up to a pixel, with a random contrast and noise.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import sys
@@ -39,7 +40,7 @@ def view(images: Tensor, noise: float) -> Tensor:
 def mlp(*widths: int, bn: bool = True, last: str = "none") -> nn.Sequential:
     """Linear layers with BN and ReLU between; ``last`` is what follows the last one: none, affine or plain BN."""
     layers: list[nn.Module] = []
-    for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (before, after) in enumerate(itertools.pairwise(widths)):
         layers.append(nn.Linear(before, after))
         if i < len(widths) - 2:
             layers += [nn.BatchNorm1d(after)] if bn else []
@@ -65,8 +66,9 @@ def knn(bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, k: i
 
 
 def train(
-    *, seed: int = 0, method: str = "simsiam", stop: bool = True, predictor: str = "mlp", hidden: int = 16, dim: int = 64,
-    batch: int = 128, lr: float = 0.1, epochs: int = 60, bn: bool = True, out_bn: str = "plain", noise: float = 0.15,
+    *, seed: int = 0, method: str = "simsiam", stop: bool = True, predictor: str = "mlp", hidden: int = 16,
+    dim: int = 64, batch: int = 128, lr: float = 0.1, epochs: int = 60, bn: bool = True, out_bn: str = "plain",
+    noise: float = 0.15,
     momentum: float = 0.9, decay: float = 1e-4, predictor_lr: float = 1.0, temperature: float = 0.2, every: int = 5,
     few: int = 0, until: int | None = None, optimizer: str = "sgd",
 ) -> tuple[Rows, dict[str, Tensor]]:  # fmt: skip
@@ -123,7 +125,6 @@ def train(
             projector.eval()
             with torch.no_grad():
                 f_train, f_test = backbone(train_x.flatten(1)), backbone(test_x.flatten(1))
-                z = projector(f_test) * mask
                 value = math.nan if not f_test.isfinite().all() else knn(f_train, train_y, f_test, test_y)
             backbone.train()
             projector.train()
@@ -159,10 +160,13 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
     "plain-p.csv": ({"seed": 15, "stop": False, "bn": False, "out_bn": "none", "lr": 0.3}, LOSS),
     "plain-q.csv": ({"seed": 16, "stop": False, "out_bn": "affine"}, {"std": "representation_std", "epoch": "epoch"}),
     "plain-r.csv": ({"seed": 17, "stop": False, "method": "byol-loss"}, {**PLAIN, "std": "collapse"}),
-    "plain-s.jsonl": ({"seed": 18, "optimizer": "adam", "lr": 1e-3, "batch": 64}, {**PLAIN, "step": "_step", "loss": "train_loss"}),
-    "plain-t.jsonl": ({"seed": 19, "bn": False, "out_bn": "none", "lr": 1e3, "method": "simclr", "temperature": 0.02}, PLAIN),
+    "plain-s.jsonl": ({"seed": 18, "optimizer": "adam", "lr": 1e-3, "batch": 64},
+        {**PLAIN, "step": "_step", "loss": "train_loss"}),
+    "plain-t.jsonl": ({"seed": 19, "bn": False, "out_bn": "none", "lr": 1e3, "method": "simclr", "temperature": 0.02},
+        PLAIN),
     "plain-u.csv": ({"seed": 20, "few": 2, "out_bn": "affine"}, {**PLAIN, "std": "std of z"}),
-    "plain-v.csv": ({"seed": 21, "batch": 32, "every": 20, "dim": 256, "hidden": 64}, {**PLAIN, "loss": "Loss", "std": "Z_STD", "knn": "kNN top-1"}),
+    "plain-v.csv": ({"seed": 21, "batch": 32, "every": 20, "dim": 256, "hidden": 64},
+        {**PLAIN, "loss": "Loss", "std": "Z_STD", "knn": "kNN top-1"}),
     "ends-a.npz": ({"seed": 30, "epochs": 40}, {}),
     "ends-b.npz": ({"seed": 31, "stop": False, "out_bn": "affine", "epochs": 20}, {}),
     "ends-c.npy": ({"seed": 32, "few": 3, "epochs": 40}, {}),
