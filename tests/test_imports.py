@@ -36,7 +36,16 @@ ROOMS = {
         ("registry",),
         ("garbage",),
     ),
-    "analysis": (("formats",), ("frames",), ("diagnosis",), ("figures",), ("verdicts",), ("report",)),
+    "analysis": (
+        ("formats",),
+        ("frames",),
+        ("diagnosis",),
+        ("monitor",),
+        ("lightning_callback",),
+        ("figures",),
+        ("verdicts",),
+        ("report",),
+    ),
 }
 
 

@@ -97,6 +97,11 @@ class Diagnosis:
     other_causes: tuple[Cause, ...]  # known for the verdict, but not in this run's settings
     recorded: str | None  # the outcome in its result
 
+    def __str__(self) -> str:
+        since = "" if math.isnan(self.step) else f", from step {self.step:,.0f} on"
+        causes = [f"usual cause: {cause.sentence}" for cause in self.causes or self.other_causes]
+        return "\n  ".join([f"{self.run}: {self.verdict}{since}", *self.evidence, *causes])
+
     def as_json(self) -> dict[str, Any]:
         """Plain values; NaN is None."""
         return {
