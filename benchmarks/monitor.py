@@ -23,8 +23,8 @@ MOST = Reach(1.01, at_least=False)
 def loop(steps: int, monitored: bool) -> None:
     settings = next(iter(make_cells(load_study("stop-gradient"), load_scale("cpu"), [0], []))).settings
     torch.manual_seed(0)
-    views = torch.randn(2, settings.batch_size, 1, settings.data.image_size, settings.data.image_size)
-    model = Siamese(settings, 1)
+    views = torch.randn(2, settings.batch_size, 3, settings.data.image_size, settings.data.image_size)
+    model = Siamese(settings, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     with tempfile.TemporaryDirectory() as folder:
         monitor = CollapseMonitor(Path(folder) / "run", total_steps=steps) if monitored else None

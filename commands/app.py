@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import typer
 
-from commands import cluster, data, diagnose, gc, report, studies, verify, weights
+from commands import cluster, data, demo, diagnose, gc, report, studies, verify, weights
 from commands.options import FAILURE, STOPPED, USAGE
 from simsiam.errors import SettingsError, UserError
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Get and check the images.", no_args_is_help=True, rich_markup_mode=None)
 cluster_app = typer.Typer(help="See what a SLURM cluster does.", no_args_is_help=True, rich_markup_mode=None)
+app.command()(demo.demo)
 app.command("list")(studies.list_studies)
 app.command()(studies.plan)
 app.command()(studies.run)

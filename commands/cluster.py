@@ -58,6 +58,7 @@ def launch(
     """Submit a study's cells to a SLURM cluster, and return. Again: only what is missing or failed is submitted."""
     from experiments.registry import launcher_for
     from experiments.slurm.profile import load_cluster
+    from simsiam.settings.own_code import keep
 
     chosen = load_cluster(cluster)
     runs, data = _places(chosen, runs, data)
@@ -70,6 +71,7 @@ def launch(
     launcher.check(made)
     made = with_images(made, make, say)
     check_writable(runs)
+    keep((planned.cell.settings for planned in made.cells), runs)
     summary = launcher.submit(made, say, command=shlex.join(sys.argv), supervised=supervise)
     if summary.submitted:
         say(f"{made.title}: {count(len(summary.submitted), 'cell')} submitted as {summary.launch}.")

@@ -14,6 +14,7 @@ from rich.text import Text
 from commands.console import duration, number
 from experiments.plan import PlannedCell
 from experiments.runs.states import CellResult, End
+from simsiam.record.catalogue import collapse_threshold
 
 LOG_SECONDS = 30.0  # between two plain lines of one cell
 
@@ -46,6 +47,7 @@ class GridView:
         self.console = console
         self.running: dict[str, tuple[PlannedCell, dict[str, Any], Clock]] = {}
         self.told: dict[str, float] = {}
+        self.collapsed = set[str]()
         self.note = ""
         self.bar = Progress(
             TextColumn("cells"),
@@ -77,6 +79,7 @@ class GridView:
     def progressed(self, planned: PlannedCell, progress: dict[str, Any]) -> None:
         if planned.run_id not in self.running:
             return
+        self._tell_collapse(planned, progress)
         _, _, clock = self.running[planned.run_id]
         left = clock.left(progress)
         self.running[planned.run_id] = (planned, progress, clock)
@@ -89,6 +92,18 @@ class GridView:
                 f"{planned.label}: epoch {progress['epoch']:.1f}/{progress['epochs']}, loss {loss},"
                 f" std x sqrt(d) {std}, kNN {knn} %, {speed} images/s{_shared(progress)}, {duration(left)} left"
             )
+
+    def _tell_collapse(self, planned: PlannedCell, progress: dict[str, Any]) -> None:
+        """Say it once when z collapses, which is what many a grid is run to see."""
+        projector, std = planned.cell.settings.projector, progress.get("z_std_relative")
+        threshold = collapse_threshold(
+            planned.cell.settings.batch_size,
+            bn_output=projector.bn_output,
+            bn_output_affine=projector.bn_output_affine,
+        )
+        if std is not None and std < threshold and planned.run_id not in self.collapsed:
+            self.collapsed.add(planned.run_id)
+            self._say(f"{planned.label}: std x sqrt(d) {std:.2f}, collapsed at epoch {progress['epoch']:.1f}")
 
     def ended(self, planned: PlannedCell, result: CellResult) -> None:
         _, progress, _ = self.running.pop(planned.run_id, (planned, {}, Clock()))

@@ -92,6 +92,7 @@ def with_images(made: Plan, make: Callable[[], Plan], progress: Callable[[str], 
         for data in (planned.cell.settings.data for planned in made.cells)
         if data.name == "folder"
     }
+    _try_own_parts(made, before_data=True)
     before = {data: known for data in folders.values() if (known := fingerprint(data, made.data)) is not None}
     for data in (*made.unprepared, *before):
         prepare(data, made.data, progress=progress)
@@ -104,7 +105,28 @@ def with_images(made: Plan, make: Callable[[], Plan], progress: Callable[[str], 
                 f"batch_size: {settings.batch_size} must be at most the {num_train} training images of"
                 f" {settings.data.name}"
             )
+    _try_own_parts(made, before_data=False)
     return made
+
+
+def _try_own_parts(made: Plan, *, before_data: bool) -> None:
+    """Try each combination of the user's own parts once: before the images are got, unless these are their own, too.
+
+    Raises OwnPartError.
+    """
+    from simsiam.data.sets import load
+    from simsiam.settings.own import is_own, own_parts
+
+    settings = {planned.config_id: planned.cell.settings for planned in made.cells}.values()
+    own = [
+        each for each in settings if own_parts(each).keys() - {"data.name"} and is_own(each.data.name) != before_data
+    ]
+    if own:
+        from simsiam.training.trial import try_own_parts
+
+        for each in own:
+            grey = each.data.name == "fashion-mnist"
+            try_own_parts(each, (1 if grey else 3) if before_data else load(each.data, made.data).num_channels)
 
 
 def require_runs(plans: list[Plan], purpose: str) -> None:

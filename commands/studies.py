@@ -135,11 +135,11 @@ def plan(
     if averages:
         text = f"The moving averages of each image's z (Sec. 5.2) take {averages / 1e9:,.3g} GB of memory a run."
         console.print(text, highlight=False)
-    for settings in made.unprepared:
-        if settings.name == "folder":
-            console.print(f"There are no prepared images of {data / settings.path}/ yet.", highlight=False)
+    for name, path in dict.fromkeys((settings.name, settings.path) for settings in made.unprepared):
+        if name == "folder":
+            console.print(f"There are no prepared images of {data / path}/ yet.", highlight=False)
         else:
-            console.print(f"The images of {settings.name} are not there yet; `run` gets them.", highlight=False)
+            console.print(f"The images of {name} are not there yet; `run` gets them.", highlight=False)
 
 
 def run(
@@ -318,6 +318,7 @@ def _run(
     from experiments.local.pool import LocalRanks, Machine
     from experiments.plan import estimate
     from simsiam.machine import num_cores
+    from simsiam.settings.own_code import keep
 
     device = device_named(device)
     make = partial(plan_for, studies, scale, seeds, overrides, runs, data)
@@ -326,6 +327,7 @@ def _run(
         check_ranks(planned.cell.settings, ranks, "--ranks")
     made = with_images(made, make, say)
     check_writable(runs)
+    keep((planned.cell.settings for planned in made.cells), runs)
     todo = made.unique()
     statuses = made.statuses()
     done = sum(statuses[planned.run_id].state == State.DONE for planned in todo)

@@ -53,8 +53,8 @@ def evaluate(
 ) -> None:
     """Linear evaluation of every run of a study that has ended, or of one run's folder; none is trained anew.
 
-    paper: LARS, batch 4096, 90 epochs, augmented crops (App. A). sgd: its alternative. features: a linear classifier
-    on features that are computed once; seconds at small scales.
+    paper: LARS, batch 4096, 90 epochs, augmented crops (App. A). sgd: its alternative. features: logistic
+    regression on features that are computed once, which training records by itself; seconds at small scales.
     """
     from experiments.local.pool import prepare_environment
     from simsiam.machine import num_cores

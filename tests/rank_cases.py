@@ -28,7 +28,7 @@ from simsiam.data.dataset import Dataset
 from simsiam.data.sets import load, prepare
 from simsiam.distributed.ranks import Ranks
 from simsiam.distributed.rendezvous import Rendezvous, join
-from simsiam.evaluation.linear import LinearProtocol, evaluate_linear
+from simsiam.evaluation.linear import LinearProtocol, LogisticProtocol, evaluate_linear
 from simsiam.model.batch_norm import convert, synchronise
 from simsiam.model.siamese import Siamese
 from simsiam.record.curves import merge
@@ -36,8 +36,9 @@ from simsiam.settings.checks import validate
 from simsiam.settings.fields import Settings, flatten
 from simsiam.training.logged import relative_std
 from simsiam.training.loop import Hooks, Training, train
-from tests import pictures
+from tests import own_methods, pictures
 from tests.conftest import SMALL
+from tests.own_methods import own
 
 Answers = dict[str, Any]
 CPU = torch.device("cpu")
@@ -64,6 +65,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "k steps": ("simsiam", {"target.cache_steps": 3}),
     "average of each image": ("simsiam", {"predictor.kind": "none", "target.image_average": 0.8}),
     "frozen predictor, two pairs": ("simsiam", {"predictor.kind": "fixed", "loss.symmetry": "asymmetric-2x"}),
+    "Barlow Twins, a loss of one's own": (
+        "simsiam",
+        {"loss.name": own("loss.name", "barlow_twins"), "predictor.kind": "none", "target.stop_gradient": False},
+    ),
+    "all parts of one's own": ("simsiam", own_methods.everything()),
     "LARS, groups": ("simsiam", {"optimizer.name": "lars", "batch_norm.groups": 4}),
 }
 
@@ -83,7 +89,8 @@ def dataset(settings: Any) -> Dataset:
 
 
 def wide(batch: Batch) -> Batch:
-    return Batch(batch.places, tuple((x1.double(), x2.double()) for x1, x2 in batch.pairs))
+    pairs = tuple((x1.double(), x2.double()) for x1, x2 in batch.pairs)
+    return Batch(batch.places, pairs, tuple(x.double() for x in batch.more))
 
 
 class WideTraining(Training):
@@ -207,8 +214,8 @@ def linear(ranks: Ranks) -> list[dict[str, Any]]:
     images = dataset(settings.data)
     backbone = Siamese(settings, images.num_channels, len(images.train)).backbone
     protocols = [
-        LinearProtocol(name="crops", optimizer="lars", batch_size=48, epochs=2, lr=0.5, augmented=True),
-        LinearProtocol(name="plain", optimizer="sgd", batch_size=32, epochs=10, lr=0.3, augmented=False),
+        LinearProtocol(name="crops", optimizer="lars", batch_size=48, epochs=2, lr=0.5),
+        LogisticProtocol(name="plain"),
     ]
     return [evaluate_linear(backbone, settings, images, each, device=CPU, ranks=ranks) for each in protocols]
 

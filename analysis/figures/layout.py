@@ -73,13 +73,13 @@ def legend_columns(labels: Sequence[str], width: float) -> int:
     return math.ceil(len(labels) / math.ceil(len(labels) / most)) if labels else 1
 
 
-def reference_values(runs: pd.DataFrame) -> Iterator[tuple[str, tuple[float, float], Any]]:
-    """What kNN accuracy is compared with: name, lowest and highest value over the runs (percent), dashes.
+def reference_values(runs: pd.DataFrame, metric: str) -> Iterator[tuple[str, tuple[float, float], Any]]:
+    """What an accuracy is compared with: name, lowest and highest value over the runs (percent), dashes.
 
     Of the untrained networks it is the mean, twice: their spread is that of the random weights.
     """
     for name, dashes in (("raw pixels", "--"), ("untrained", (0, (1, 1))), ("chance", "-.")):
-        column = REFERENCES[name].column
+        column = REFERENCES[name].columns[metric]
         values = runs[column].dropna().to_numpy(float) if column in runs else np.array([])
         if len(values):
             ends = (values.mean(), values.mean()) if name == "untrained" else (values.min(), values.max())

@@ -60,7 +60,8 @@ def load_embeddings(folder: Path) -> Embeddings | None:
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
             return None
         with np.load(path, allow_pickle=False) as content:
-            z, labels = content["z"].astype(float), content["labels"].astype(np.int64)
+            z = content["z"].astype(float)
+            labels = content["labels"].astype(np.int64)[: len(z)]  # there are those of all images
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError, NotImplementedError):
         return None
     if z.ndim != 2 or labels.shape != z.shape[:1]:

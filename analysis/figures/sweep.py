@@ -157,7 +157,7 @@ def _references_nearby(ax: Axes, runs: pd.DataFrame) -> None:
         middle, half = (values.min() + values.max()) / 2, max(1.0, 0.55 * (values.max() - values.min()))
         ax.set_ylim(middle - half, middle + half)  # at least two points high: less is noise, and should look it
         reach = max(5.0, values.max() - values.min())  # points
-        lines = [(sum(ends) / 2, name, dashes) for name, ends, dashes in reference_values(runs)]
+        lines = [(sum(ends) / 2, name, dashes) for name, ends, dashes in reference_values(runs, "knn_top1")]
         near = [line for line in lines if values.min() - reach <= line[0] <= values.max() + reach]
         heights = [*ax.get_ylim(), *(line[0] for line in near)]
         ax.set_ylim(min(heights) - 0.1, max(heights) + 0.1)

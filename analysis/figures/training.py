@@ -153,8 +153,8 @@ def draw_panel(
         _finish_loss(ax, groups, curves, points, several)
     elif metric == "z_std_relative":
         _finish_std(ax, curves)
-    elif metric == "knn_top1":
-        _finish_knn(ax, runs)
+    elif metric in METRICS and METRICS[metric].unit == "%":
+        _finish_accuracy(ax, runs, metric)
     else:
         known = METRICS.get(metric)  # a notebook may draw any column of the points
         ax.set_ylabel(known.axis if known else metric.replace("_", " "))
@@ -242,10 +242,10 @@ def _finish_std(ax: Axes, curves: dict[Group, list[Curve]]) -> None:
     reference_lines(ax, [(1.0, "1/√d", "--")])
 
 
-def _finish_knn(ax: Axes, runs: pd.DataFrame) -> None:
-    ax.set_ylabel(METRICS["knn_top1"].axis)
+def _finish_accuracy(ax: Axes, runs: pd.DataFrame, metric: str) -> None:
+    ax.set_ylabel(METRICS[metric].axis)
     lines = []
-    for name, (low, high), dashes in reference_values(runs):
+    for name, (low, high), dashes in reference_values(runs, metric):
         if high - low > 0.1:  # runs on different data have different lines
             ax.axhspan(low, high, color=style.REFERENCE, alpha=0.12, linewidth=0)
         lines.append(((low + high) / 2, name, dashes))

@@ -24,7 +24,7 @@ import pandas as pd
 from analysis.frames import cache
 from analysis.frames.run_files import PROVENANCE_TEXTS, Contents, note_missing, number, read_contents, read_object, text
 from experiments.runs.folder import RunFolder
-from simsiam.record.catalogue import CATALOGUE, CURVES
+from simsiam.record.catalogue import ACCURACY, CATALOGUE, CURVES
 from simsiam.settings.fields import Settings, flatten
 
 POINT_COLUMNS = (  # of each logged point; the metrics among them are those that every run logs
@@ -44,7 +44,9 @@ RUN_COLUMNS = (
     "step",
     *(f"final_{name}" for name in CURVES),  # NaN until done, and where it was not logged; see counts
     "untrained_knn_top1",  # percent, before the first step
+    "untrained_linear_top1",
     "reference_raw_pixels",  # percent, kNN on raw pixels
+    "reference_raw_pixels_linear",
     "reference_chance",  # percent
     "seconds",  # wall time, over all attempts
     "device_seconds",
@@ -119,6 +121,11 @@ def _read_run(folder: Path, defaults: Mapping[str, Any], *, use_cache: bool) -> 
 def counts(runs: pd.DataFrame) -> pd.Series[bool]:
     """Whether each run is one for final values: it has ended, and did not diverge. All means, figures and tests ask."""
     return (runs["state"] == "done") & (runs["outcome"] != "diverged")
+
+
+def accuracy_of(runs: pd.DataFrame) -> str:
+    """The accuracy that runs are compared by: the paper's, linear, or kNN where none has been evaluated linearly."""
+    return ACCURACY if runs.loc[counts(runs), f"final_{ACCURACY}"].notna().any() else "knn_top1"
 
 
 def counted_or_all(runs: pd.DataFrame, hue: str) -> pd.DataFrame:
@@ -213,7 +220,7 @@ def _progress(folder: Path, contents: Contents, notes: list[str]) -> dict[str, A
         "state": _state(folder, state, notes, has_points=bool(last)),
         "epoch": last.get("epoch", number(state.get("epoch"), "state.json: epoch", notes)),
         "step": last.get("step", number(state.get("step"), "state.json: step", notes)),
-        "untrained_knn_top1": _untrained(contents),
+        **{f"untrained_{name}": _untrained(contents, name) for name in ("knn_top1", "linear_top1")},
         "seconds": number(state.get("seconds"), "state.json: seconds", notes),
         "attempts": number(state.get("attempt"), "state.json: attempt", notes),
     }
@@ -235,12 +242,12 @@ def _progress(folder: Path, contents: Contents, notes: list[str]) -> dict[str, A
     return row
 
 
-def _untrained(contents: Contents) -> float:
-    """The first kNN accuracy of step 0; NaN if none was logged."""
-    if not {"knn_top1", "step"} <= set(contents.columns):
+def _untrained(contents: Contents, accuracy: str) -> float:
+    """The first accuracy of step 0; NaN if none was logged."""
+    if not {accuracy, "step"} <= set(contents.columns):
         return math.nan
-    step, knn = (contents.values[:, contents.columns.index(name)] for name in ("step", "knn_top1"))
-    found = knn[(step == 0) & np.isfinite(knn)]
+    step, values = (contents.values[:, contents.columns.index(name)] for name in ("step", accuracy))
+    found = values[(step == 0) & np.isfinite(values)]
     return float(found[0]) if len(found) else math.nan
 
 

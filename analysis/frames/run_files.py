@@ -28,7 +28,8 @@ from simsiam.settings.fields import Settings, flatten
 MOST_BYTES = 2**20  # of a settings, provenance, state or result file: a real one has a few thousand
 MOST_COLUMNS = 256  # of the points: a real run logs about a dozen
 RESERVED = ("run", "config", "seed")  # columns that say whose point it is
-LISTS = ("spectrum",)  # what is no single number, and too large for a table of all runs
+# What is no single number, and too large for a table of all runs.
+LONG = ("spectrum", "knn_correct", "linear_correct")
 _UNREADABLE = (OSError, ValueError, RecursionError, MemoryError, yaml.YAMLError, TypeError, KeyError, AttributeError)
 
 # NaN and Infinity, which JSON has not and no file of ours holds, become lists: neither a number nor a text.
@@ -175,16 +176,18 @@ def _refused(settings: dict[str, Any]) -> list[str]:
 
 
 def read_with(folder: Path, name: str) -> list[curves.Point]:
-    """The points that have a list of that name, in order of step; only their lines are parsed.
+    """The points that have something of that name, in order of step; only their lines are parsed.
 
-    For what is in the file alone (:data:`LISTS`). Points that are damaged are left out: reading the curves names them.
+    For what is in the file alone (:data:`LONG`). Points that are damaged are left out: reading the curves names them.
     """
     mark = f'"{name}"'
     try:
         points = curves.merge(folder, lambda path: _lines(path, [], mark))
     except OSError:
         return []
-    return sorted((point for point in points if isinstance(point.get(name), list)), key=lambda point: point["step"])
+    return sorted(
+        (point for point in points if isinstance(point.get(name), list | str)), key=lambda point: point["step"]
+    )
 
 
 # --- points ------------------------------------------------------------------------------------------------------
@@ -209,7 +212,7 @@ def _points(folder: Path, notes: list[str]) -> tuple[list[str], NDArray[np.float
         points.sort(key=lambda point: float(point["step"]))
     if not points:
         notes.append("no points logged")
-    names = list(dict.fromkeys(name for point in points for name in point if name not in LISTS))
+    names = list(dict.fromkeys(name for point in points for name in point if name not in LONG))
     if len(names) > MOST_COLUMNS or set(names) & set(RESERVED):
         names = [name for name in names if name not in RESERVED][:MOST_COLUMNS]
         notes.append(f"only {len(names)} of the names in its points are read")
@@ -290,7 +293,7 @@ def _provenance(folder: Path, notes: list[str]) -> dict[str, Any]:
     note_missing(references, ("raw_pixels", "chance"), "provenance.json: references", notes)
     row: dict[str, Any] = {
         f"reference_{name}": number(references.get(name), f"provenance.json: references.{name}", notes)
-        for name in ("raw_pixels", "chance")
+        for name in ("raw_pixels", "raw_pixels_linear", "chance")
     }
     listed = _part(content, "attempts", list, notes)
     attempts = [attempt for attempt in listed if isinstance(attempt, dict)]

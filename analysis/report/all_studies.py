@@ -16,12 +16,14 @@ import pandas as pd
 
 from analysis.figures.layout import reference_values
 from analysis.formats import DASH, escape_markdown
+from analysis.frames.load import accuracy_of
 from analysis.report import page
 from analysis.report.in_words import percent_range
 from analysis.report.one_study import ReportFiles
 from analysis.report.page import Live, write_page
 from analysis.verdicts.verdicts import EVENT_SEEDS, Verdict
 from experiments.studies.study import Scale
+from simsiam.record.catalogue import METRICS
 
 OUTCOMES = ("supported", "contradicted", "undecided")
 
@@ -183,8 +185,10 @@ def _section(report: ReportFiles, shared: Sequence[str]) -> list[str]:
     lines = [f'<a id="{_anchor(report)}"></a>\n', f"## {escape_markdown(study.title)}", ""]
     lines += [escape_markdown(" · ".join(filter(None, (study.where, study.question)))), ""]
     lines += [report.table.grid(), ""]
-    references = [f"{name} {percent_range(*ends)}" for name, ends, _ in reference_values(report.runs)]
-    lines += [f"kNN without learning: {', '.join(references)}.", ""] if references else []
+    for metric in dict.fromkeys((accuracy_of(report.runs), "knn_top1")):
+        references = [f"{name} {percent_range(*ends)}" for name, ends, _ in reference_values(report.runs, metric)]
+        what = METRICS[metric].name_in_table
+        lines += [f"{what[0].upper()}{what[1:]} without learning: {', '.join(references)}.", ""] if references else []
     first_sentences = (warning.partition(". ")[0].rstrip(".") + "." for warning in report.warnings)
     lines += [f"{escape_markdown(sentence)}\n" for sentence in first_sentences]
     lines += [f"{escape_markdown(note)}\n" for note in report.table.notes if note not in shared]

@@ -9,6 +9,7 @@ from typing import Literal
 import pandas as pd
 
 from analysis.formats import format_signed
+from analysis.frames.load import accuracy_of
 from analysis.report.table import Entry
 from analysis.verdicts.intervals import Region, judge, mean_interval
 from analysis.verdicts.quantities import StudyRuns, Values, paired_differences
@@ -46,10 +47,11 @@ class Differences:
     def __init__(self, runs: pd.DataFrame, paper: Mapping[str, PaperResult], against: Mapping[str, str | None]) -> None:
         self.study_runs = StudyRuns(pd.DataFrame({"run": []}), runs)
         self.paper, self.against = paper, against
+        self.metric = accuracy_of(runs)
 
     def ours(self, variant: str) -> Values:
-        """kNN top-1 of a variant minus that of its baseline, for each seed that both have ended with, in points."""
-        finals = (self.study_runs.finals(name, "knn_top1") for name in (variant, self.against[variant] or variant))
+        """The accuracy of a variant minus that of its baseline, for each seed that both have ended with, in points."""
+        finals = (self.study_runs.finals(name, self.metric) for name in (variant, self.against[variant] or variant))
         return paired_differences(*finals)
 
     def difference_entry(self, variant: str) -> Entry:

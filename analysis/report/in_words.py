@@ -11,7 +11,8 @@ import pandas as pd
 from analysis.figures.groups import make_groups
 from analysis.figures.layout import reference_values
 from analysis.formats import format_estimate
-from analysis.frames.load import counts, describe_state
+from analysis.frames.load import accuracy_of, counts, describe_state
+from simsiam.record.catalogue import METRICS
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Summary:
     """What the runs of one variant came to."""
 
     name: str
-    knn: float  # mean over the runs that ended, percent; NaN if there is none
-    knn_text: str
+    accuracy: float  # mean over the runs that ended, percent; NaN if there is none
+    accuracy_text: str
+    measure: str  # of the accuracy, in words
     num_runs: int
     outcomes: dict[str, int]  # what runs came to, or how far they are, and how many
     loss: float
@@ -28,12 +30,12 @@ class Summary:
 
     @property
     def sentence(self) -> str:
-        """``NAME: kNN top-1 84.1 ± 0.3 % (3 seeds; healthy)``."""
+        """``NAME: linear top-1 84.1 ± 0.3 % (3 seeds; healthy)``."""
         states = ", ".join(_phrase(what, count, self.num_runs) for what, count in self.outcomes.items())
-        if not self.knn_text:
+        if not self.accuracy_text:
             return f"{self.name}: no result ({states})"
         seeds = f"{self.num_runs} seed{'s' if self.num_runs != 1 else ''}"
-        return f"{self.name}: kNN top-1 {self.knn_text} % ({seeds}; {states})"
+        return f"{self.name}: {self.measure} {self.accuracy_text} % ({seeds}; {states})"
 
 
 def _phrase(what: str, count: int, num_runs: int) -> str:
@@ -45,18 +47,19 @@ def _phrase(what: str, count: int, num_runs: int) -> str:
 
 def summaries(runs: pd.DataFrame) -> list[Summary]:
     """Each variant in a few numbers, in the order of the study."""
-    found = []
+    found, metric = [], accuracy_of(runs)
     for group in make_groups(runs, "variant"):
         of_variant = runs[runs["run"].isin(group.runs)]
         ended = of_variant[counts(of_variant)]
-        knn = ended["final_knn_top1"].dropna()
-        text = format_estimate(float(knn.mean()), float(knn.std()), 1, 2) if len(knn) else ""
+        values = ended[f"final_{metric}"].dropna()
+        text = format_estimate(float(values.mean()), float(values.std()), 1, 2) if len(values) else ""
         outcomes = of_variant.apply(describe_state, axis=1).value_counts(sort=False).to_dict()
         found.append(
             Summary(
                 name=group.label,
-                knn=float(knn.mean()),
-                knn_text=text,
+                accuracy=float(values.mean()),
+                accuracy_text=text,
+                measure=METRICS[metric].name_in_table,
                 num_runs=len(of_variant),
                 outcomes=outcomes,
                 loss=float(ended["final_loss"].mean()),
@@ -68,7 +71,7 @@ def summaries(runs: pd.DataFrame) -> list[Summary]:
 
 def _from_best(variants: Sequence[Summary]) -> list[Summary]:
     """The variants with a result, the best first; of equal ones the first in the study."""
-    return sorted((variant for variant in variants if variant.knn_text), key=lambda variant: -variant.knn)
+    return sorted((variant for variant in variants if variant.accuracy_text), key=lambda variant: -variant.accuracy)
 
 
 def answer(runs: pd.DataFrame) -> str:
@@ -86,7 +89,7 @@ def answer(runs: pd.DataFrame) -> str:
         names = [v.name for v in variants if any(outcome.startswith(what) for outcome in v.outcomes)]
         if names:
             parts.append(f"{verb} runs of {', '.join(names)}")
-    missing = [variant.name for variant in variants if not variant.knn_text and "diverged" not in variant.outcomes]
+    missing = [variant.name for variant in variants if not variant.accuracy_text and "diverged" not in variant.outcomes]
     if missing:
         parts.append(f"no result yet for {', '.join(missing)}")
     text = "; ".join(parts)
@@ -97,16 +100,16 @@ def warnings(runs: pd.DataFrame) -> list[str]:
     """What a reader must know before trusting the numbers, in plain sentences."""
     found = []
     best = next(iter(_from_best(summaries(runs))), None)
-    references = {name: ends for name, ends, _ in reference_values(runs)}
-    if best and "raw pixels" in references and best.knn < references["raw pixels"][1]:
+    references = {name: ends for name, ends, _ in reference_values(runs, accuracy_of(runs))}
+    if best and "raw pixels" in references and best.accuracy < references["raw pixels"][1]:
         found.append(
-            f"Even the best variant ({best.name}, {best.knn_text} %) is below kNN on raw pixels "
+            f"Even the best variant ({best.name}, {best.accuracy_text} %) is below a classifier on raw pixels "
             f"({percent_range(*references['raw pixels'])}). This can happen without any collapse: training is short, "
             "and where the objects of a data set are aligned and centred, comparing pixels place by place is hard to "
             "beat, while the crops of the augmentation teach the network to ignore place. Read the differences between "
             "variants and to the untrained network; do not take this for a good representation."
         )
-    if best and "untrained" in references and best.knn <= references["untrained"][1]:
+    if best and "untrained" in references and best.accuracy <= references["untrained"][1]:
         found.append(
             f"No variant is above the untrained network ({percent_range(*references['untrained'])}): "
             "at this scale nothing was shown to be learnt."
@@ -146,7 +149,7 @@ def caption(points: pd.DataFrame, runs: pd.DataFrame) -> str:
         )
     if points["diverged"].any():
         text.append("A cross marks where a loss stopped being finite; that run is left out of the scale of the axis.")
-    lines = [f"{name} {percent_range(low, high)}" for name, (low, high), _ in reference_values(runs)]
+    lines = [f"{name} {percent_range(low, high)}" for name, (low, high), _ in reference_values(runs, "knn_top1")]
     if lines:
         text.append(f"Grey lines: {', '.join(lines)}; untrained is the mean over the networks before their first step.")
     return " ".join(text)
@@ -156,8 +159,9 @@ def alt_text(runs: pd.DataFrame) -> str:
     """The figure for those who do not see it."""
     parts = []
     for variant in summaries(runs):
-        if variant.knn_text:
-            ends = f"loss {variant.loss:.2f}, std {variant.z_std_relative:.2f} / √d, kNN {variant.knn:.1f} %"
+        if variant.accuracy_text:
+            ends = f"loss {variant.loss:.2f}, std {variant.z_std_relative:.2f} / √d"
+            ends += f", {variant.measure} {variant.accuracy:.1f} %"
             parts.append(f"{variant.name} ends at {ends}")
         else:
             parts.append(f"{variant.name} has no final values yet")

@@ -17,14 +17,14 @@ import pandas as pd
 
 from analysis.figures.layout import reference_values
 from analysis.formats import DASH, format_hours, format_seconds
-from analysis.frames.load import counts, describe_state, device_hours
+from analysis.frames.load import accuracy_of, counts, describe_state, device_hours
 from analysis.report import in_words
 from analysis.report.figures_with_captions import Drawing
 from analysis.report.table import Table
 from analysis.verdicts.verdicts import Verdict
 from experiments.studies.study import Study
 from simsiam.record.atomic_files import write_atomically
-from simsiam.record.catalogue import REFERENCES
+from simsiam.record.catalogue import METRICS, REFERENCES
 from simsiam.settings.fields import description
 
 _TRACES = re.compile(r'<meta http-equiv="refresh"[^>]*>\n|<p class="live">.*?</p>\n', re.DOTALL)
@@ -74,9 +74,11 @@ def render(
         variants=list(settings),
         differing=differing,
         shared=shared,
+        accuracy=METRICS[accuracy_of(runs)].heading,
         references=[
-            (name, in_words.percent_range(low, high), REFERENCES[name].meaning)
-            for name, (low, high), _ in reference_values(runs)
+            (f"{name}, {METRICS[metric].name_in_table}", in_words.percent_range(low, high), REFERENCES[name].meaning)
+            for metric in dict.fromkeys((accuracy_of(runs), "knn_top1"))
+            for name, (low, high), _ in reference_values(runs, metric)
         ],
         runs=run_lines(runs, out_dir),
         provenance=provenance(runs),
@@ -138,19 +140,19 @@ def show(value: Any) -> str:
 
 def run_lines(runs: pd.DataFrame, out_dir: Path) -> list[dict[str, str]]:
     """A line for each run, with a link to its folder that holds as long as page and runs stay where they are."""
-    lines = []
+    lines, accuracy = [], f"final_{accuracy_of(runs)}"
     for (_, run), does_count in zip(runs.iterrows(), counts(runs), strict=True):
         try:
             link = quote(os.path.relpath(run["path"], out_dir).replace(os.sep, "/")) + "/"
         except ValueError:  # on another drive
             link = ""
-        has_knn = does_count and pd.notna(run["final_knn_top1"])
+        has_accuracy = does_count and pd.notna(run[accuracy])
         lines.append(
             {
                 "variant": str(run["variant"]),
                 "seed": str(run["seed"]),
                 "state": describe_state(run),
-                "knn": f"{run['final_knn_top1']:.1f}" if has_knn else DASH,
+                "accuracy": f"{run[accuracy]:.1f}" if has_accuracy else DASH,
                 "time": DASH if pd.isna(run["seconds"]) else format_seconds(run["seconds"]),
                 "note": run["note"],
                 "run": run["run"],

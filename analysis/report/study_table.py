@@ -14,7 +14,7 @@ from analysis.report.differences import OURS_NONE, PAPER_NONE, Differences
 from analysis.report.table import Column, Entry, Table
 from analysis.verdicts.intervals import LEVEL
 from experiments.studies.study import PaperResult
-from simsiam.record.catalogue import CATALOGUE, Metric
+from simsiam.record.catalogue import CATALOGUE, METRICS, Metric
 
 OURS = tuple(metric for metric in CATALOGUE if metric.in_table)  # in order of their columns
 
@@ -66,18 +66,19 @@ def study_table(
         }
         rows.append(tuple(entries[column.key] for column in columns))
     notes = [
-        "Ours: mean ± sample standard deviation over seeds at the end of training, diverged runs left out. kNN is the "
-        "weighted kNN on backbone features; std is that of z/|z|: 1/√d for an isotropic Gaussian z, 0 for a constant."
+        "Ours: mean ± sample standard deviation over seeds at the end of training, diverged runs left out. Linear is a "
+        "logistic regression on backbone features, kNN the weighted kNN on them; std is that of z/|z|: 1/√d for an "
+        "isotropic Gaussian z, 0 for a constant."
     ]
     if has_paper:
         notes.insert(
             0,
             "Paper and ours are different quantities: the paper's is the linear evaluation of a ResNet-50 on ImageNet, "
-            f"pre-trained for 100 epochs unless noted; ours is the kNN accuracy of this study at {scale} scale. "
+            f"pre-trained for 100 epochs unless noted; ours are of this study at {scale} scale. "
             "Compare the order of the variants and the failure modes, not the numbers.",
         )
     if has_differences:
-        notes.append(_note_on_differences(differences.against))
+        notes.append(_note_on_differences(differences.against, METRICS[differences.metric].name_in_table))
     if has_directions:
         notes.append(
             "As in the paper?: whether our difference goes the way of the paper's. With several seeds the interval "
@@ -101,7 +102,7 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _note_on_differences(against: Mapping[str, str | None]) -> str:
+def _note_on_differences(against: Mapping[str, str | None], accuracy: str) -> str:
     """What the differences are taken to."""
     baselines = dict.fromkeys(baseline for baseline in against.values() if baseline is not None)
     if len(baselines) == 1:
@@ -113,7 +114,7 @@ def _note_on_differences(against: Mapping[str, str | None]) -> str:
         )
         text = "; ".join(of_each)
     return (
-        f"Difference: kNN top-1 minus that of {text}, run by run with the same seed, with the {LEVEL:.0%} interval of "
+        f"Difference: {accuracy} minus that of {text}, run by run with the same seed, with the {LEVEL:.0%} interval of "
         "the mean over seeds.".replace("%", " %")
     )
 

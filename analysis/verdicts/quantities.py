@@ -177,7 +177,7 @@ class StudyRuns:
     def _ratios(self, check: Ratio) -> Values:
         if check.to == "1/sqrt(d)":
             return self.finals(check.of, "z_std_relative")
-        column = REFERENCES[check.to].column
+        column = REFERENCES[check.to].columns[check.metric]
         return self._per_run(check.of, lambda run: float(run[f"final_{check.metric}"]) / float(run[column]))
 
     def _per_run(self, variant: str, value: Callable[[pd.Series], float]) -> Values:

@@ -33,6 +33,7 @@ from simsiam.distributed.ranks import LOST
 from simsiam.distributed.rendezvous import ALONE, RankGroup
 from simsiam.errors import UserError
 from simsiam.evaluation.knn import raw_pixel_top1
+from simsiam.evaluation.linear import raw_pixel_linear_top1
 from simsiam.machine import CoreWatch
 from simsiam.record import checkpoint, curves
 from simsiam.record.curves import Point
@@ -218,8 +219,8 @@ def _observer() -> Observer:
 
 
 def _numbers(point: Point) -> Point:
-    """A point without its spectrum, which is for the curves alone."""
-    return {name: value for name, value in point.items() if not isinstance(value, list)}
+    """A point without its spectrum and its images' correctness, which are for the curves alone."""
+    return {name: value for name, value in point.items() if not isinstance(value, list | str)}
 
 
 def _record_failure(attempt: Attempt, error: Exception) -> str:
@@ -318,7 +319,7 @@ class _Heartbeat(threading.Thread):
 
 
 def reference_lines(settings: Settings, dataset: Dataset, runs: Path) -> dict[str, float]:
-    """kNN top-1 (percent) that needs no learning: raw centred pixels, and chance. Computed once a data set."""
+    """Top-1 (percent) that needs no learning: kNN and linear on pixels, and chance. Computed once a data set."""
     evaluation = settings.evaluation
     key = [
         dataset.fingerprint,
@@ -332,7 +333,7 @@ def reference_lines(settings: Settings, dataset: Dataset, runs: Path) -> dict[st
     ]
     path = runs / ".references" / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.json"
     known = read_json(path)
-    if known is None:
+    if known is None or (evaluation.linear and "raw_pixels" in known and "raw_pixels_linear" not in known):
         bank = dataset.train.take(subset(len(dataset.train), evaluation.bank_size, "bank"))
         queries = dataset.test.take(subset(len(dataset.test), evaluation.query_size, "query"))
         counts = torch.from_numpy(queries.labels).bincount()
@@ -346,6 +347,10 @@ def reference_lines(settings: Settings, dataset: Dataset, runs: Path) -> dict[st
                 k=evaluation.knn_k,
                 temperature=evaluation.knn_temperature,
             )
+            if evaluation.linear:
+                known["raw_pixels_linear"] = raw_pixel_linear_top1(
+                    bank.images, bank.labels, queries.images, queries.labels
+                )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, known, str(os.getpid()))
     return known

@@ -14,9 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from experiments.studies.yaml_files import Document, parse_kind, parse_model
 from simsiam.errors import SettingsError, nearest
-from simsiam.record.catalogue import CATALOGUE, REFERENCES
+from simsiam.record.catalogue import ACCURACY, CATALOGUE, REFERENCES
 
-SCALES = ("smoke", "cpu", "cifar", "imagenet")
+SCALES = ("smoke", "fashion", "cpu", "cifar", "imagenet")
 
 METRICS = tuple(metric.name for metric in CATALOGUE if metric.in_claims)
 CURVES = tuple(metric.name for metric in CATALOGUE if metric.in_claims and metric.is_curve)
@@ -65,7 +65,7 @@ class _Threshold(_Check):
     """``above`` and ``below`` a number, or ``near`` one to ``within`` a margin."""
 
     of: str
-    metric: Metric = "knn_top1"
+    metric: Metric = ACCURACY
     above: float | None = None
     below: float | None = None
     near: float | None = None
@@ -109,7 +109,7 @@ class Trend(_Check):
     """A metric rises or falls: over the epochs ``of`` a variant, or ``across`` variants in order of a swept factor."""
 
     kind: Literal["trend"]
-    metric: Curve = "knn_top1"
+    metric: Curve = ACCURACY
     direction: Literal["rises", "falls"]
     of: str | None = None
     across: Annotated[tuple[str, ...], Field(min_length=3)] | None = None
@@ -129,7 +129,7 @@ class Order(_Check):
     """A metric is higher in one variant than in another, with the same seeds."""
 
     kind: Literal["order"]
-    metric: Metric = "knn_top1"
+    metric: Metric = ACCURACY
     higher: Operand
     lower: Operand
     by: Annotated[float, Field(ge=0)]  # the smallest difference that counts
@@ -150,7 +150,7 @@ class Same(_Check):
     """Variants do not differ in a metric by more than a margin: an equivalence test of each pair."""
 
     kind: Literal["same"]
-    metric: Metric = "knn_top1"
+    metric: Metric = ACCURACY
     of: Annotated[tuple[str, ...], Field(min_length=2)]
     within: Positive
 

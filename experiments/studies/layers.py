@@ -7,7 +7,7 @@ the variant, the command line, the seed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from experiments.studies.yaml_files import Document, parse_model, parse_value, read
 from simsiam.errors import SettingsError
 from simsiam.settings.checks import unknown, validate
-from simsiam.settings.fields import Settings, dotted_paths, flatten
+from simsiam.settings.fields import Settings, dotted_paths, flatten, is_argument
+from simsiam.settings.own import PLACES, is_own, pin
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Value:
 
     value: Any
     origin: str
+    folder: Path | None = None  # of the file that it stands in, where modules of one's own are looked for first
 
 
 Layer = Mapping[str, Value]  # by dotted path
@@ -65,19 +67,37 @@ class Resolved:
     origins: Mapping[str, str]
 
 
-def resolve(layers: Iterable[Layer], blame: str = "") -> Resolved:
-    """Merge layers, the last one winning, and check the result. ``blame`` opens the message of an error."""
+def resolve(layers: Iterable[Layer], blame: str = "", folder: Path | None = None) -> Resolved:
+    """Merge layers, the last one winning, and check the result. ``blame`` opens the message of an error.
+
+    Names of one's own parts are pinned to their sources, which are looked for beside the file that names them, in
+    ``folder`` and in the current one.
+    """
     merged: dict[str, Value] = {}
     for layer in layers:
         merged.update(layer)
     origins = {path: item.origin for path, item in merged.items()}
     try:
+        merged |= {path: _pinned(path, merged, folder) for path in PLACES.keys() & merged.keys()}
         settings = validate(
             {path: item.value for path, item in merged.items()}, lambda path: origins.get(path, "default")
         )
     except SettingsError as error:
         raise SettingsError("\n".join(f"{blame}{line}" for line in str(error).splitlines())) from None
     return Resolved(settings, origins)
+
+
+def _pinned(path: str, layer: Layer, folder: Path | None) -> Value:
+    item = layer[path]
+    if not is_own(item.value):
+        return item
+    arguments = f"{path.partition('.')[0]}.arguments."
+    given = [name.removeprefix(arguments) for name in layer if name.startswith(arguments)]
+    places = [place for place in (item.folder, folder, Path.cwd()) if place is not None]
+    try:
+        return replace(item, value=pin(path, item.value, places, given))
+    except SettingsError as error:
+        raise SettingsError(f"{error}  [{item.origin}]") from None
 
 
 def layer_of(
@@ -118,7 +138,7 @@ def layer_of(
             value = value[name]
         if wants_text(path):
             value = document.written.get((*keys, "settings", *names), value)
-        own[path] = Value(value, origin)
+        own[path] = Value(value, origin, document.path.parent)
     check_paths(own)
     if "seed" in own:
         raise SettingsError(f"seed: is chosen with --seeds or `seeds:`, not in `settings:`  [{own['seed'].origin}]")
@@ -146,7 +166,7 @@ def wants_text(path: str) -> bool:
 def check_paths(layer: Layer) -> None:
     """Refuse names that no setting has, even where another layer or another scale would hide them."""
     known = dotted_paths()
-    wrong = [path for path in layer if path not in known]
+    wrong = [path for path in layer if path not in known and not is_argument(path)]
     if wrong:
         raise SettingsError("\n".join(f"{unknown(path)}  [{layer[path].origin}]" for path in wrong))
 

@@ -305,11 +305,11 @@ def _derived(path: str, text: str, origin: str) -> Derived:
 def _derive(derived: Derived, layer: Layer) -> Value:
     """The value of a derived setting, given those that it may derive from."""
     defaults = flatten(Settings())
-    base = layer[derived.of].value if derived.of in layer else defaults[derived.of]
+    base = layer[derived.of].value if derived.of in layer else defaults.get(derived.of)
     origin = f"{derived.origin} ({derived.factor} x {derived.of})"
     if isinstance(base, bool) or not isinstance(base, int | float):
         raise SettingsError(f"{derived.path}: {derived.of} is {base!r}, which has no multiples  [{origin}]")
-    if not isinstance(defaults[derived.path], int) or isinstance(defaults[derived.path], bool):
+    if not isinstance(defaults.get(derived.path), int) or isinstance(defaults.get(derived.path), bool):
         return Value(float(derived.factor * Fraction(base)), origin)
     value = derived.factor * Fraction(base)
     if value.denominator != 1:
@@ -406,7 +406,8 @@ def make_cells(study: Study, scale: Scale, seeds: Iterable[int], overrides: Iter
         layer: dict[str, Value] = {**base, **own, **command_line}
         for item in variant.derived:
             layer[item.path] = _derive(item, layer)
-        resolved = resolve((layer,), blame=f"variant '{variant.name}': ")
+        folder = study.path.parent if study.path else None
+        resolved = resolve((layer,), blame=f"variant '{variant.name}': ", folder=folder)
         identity = config_id(resolved.settings, "")
         if identity in seen:
             raise SettingsError(

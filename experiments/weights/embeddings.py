@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 
 from simsiam.errors import DataError
-from simsiam.evaluation.diagnostics import OF_A_VIEW, OF_VIEWS, output_std
+from simsiam.evaluation.diagnostics import (
+    OF_A_SPECTRUM,
+    OF_A_VIEW,
+    OF_FEATURES,
+    OF_HELD_OUT_VIEWS,
+    OF_VIEWS,
+    effective_rank,
+    output_std,
+    spectrum,
+)
 from simsiam.evaluation.knn import knn_top1
+from simsiam.record.catalogue import spectrum_ranks
 from simsiam.record.checkpoint import load_tensors
 from simsiam.record.curves import Point
-from simsiam.training.logged import of_projections
 
 ENDINGS = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".parquet")
 NAMES = ("z", "embeddings", "embedding", "features", "feats", "x", "representations", "data")
@@ -62,6 +71,8 @@ def read_embeddings(path: Path) -> Embeddings:
         raise DataError(f"{path}: holds no embeddings that can be read ({reason})") from None
     name, z = _main(path, arrays)
     labels = next((array for key, array in arrays.items() if key.lower() in LABELS), None)
+    if labels is not None and "step" in arrays and labels.ndim == 1 and len(labels) > len(z):
+        labels = labels[: len(z)]  # a run's own file has the labels of all images, and z of the first
     if labels is not None and labels.shape != (len(z),):
         raise DataError(f"{path}: {name} has {len(z)} vectors, and its labels have the shape {labels.shape}")
     chosen = np.linspace(0, len(z) - 1, min(len(z), MOST_VECTORS)).astype(int)
@@ -152,6 +163,7 @@ def _main(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, np.ndarray
 def measure(found: Embeddings) -> Point:
     """Every measure of the catalogue that embeddings alone give, by its name; kNN where there are labels.
 
+    Those of features, too: what is in the file stands for both z and features.
     Of views (N, q, d) the first two stand for a pair. kNN: half of the vectors, drawn once, classify the other half.
     """
     z = found.z
@@ -159,10 +171,15 @@ def measure(found: Embeddings) -> Point:
         return {}
     paired = z[torch.linspace(0, len(z) - 1, min(len(z), MOST_PAIRED)).long()]
     std = output_std(z).item()
-    point: Point = {"z_std": std, "z_std_relative": std * math.sqrt(z.shape[1]), **of_projections(z, more=True)}
+    point: Point = {"z_std": std, "z_std_relative": std * math.sqrt(z.shape[1])}
+    point |= {"effective_rank": effective_rank(z), **{name: of(z) for name, of in OF_FEATURES.items()}}
+    singular = spectrum(z)
+    point |= {name: of(singular) for name, of in OF_A_SPECTRUM.items()}
+    point["spectrum"] = singular.numpy()[spectrum_ranks(len(singular)) - 1].tolist()
     point |= {name: of_view(paired).item() for name, of_view in OF_A_VIEW.items()}
     if found.views is not None and found.views.shape[1] > 1:
         point |= {name: of_views(found.views[:, 0], found.views[:, 1]).item() for name, of_views in OF_VIEWS.items()}
+        point |= {name: of(found.views) for name, of in OF_HELD_OUT_VIEWS.items()}
     if found.labels is not None and int(found.labels.max()) > 0:
         order = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))
         bank, queries = order[: len(z) // 2], order[len(z) // 2 :]

@@ -24,14 +24,14 @@ from simsiam.data.sets import load
 from simsiam.distributed.ranks import LOST, RankLostError
 from simsiam.distributed.rendezvous import Rendezvous, device_of, join
 from simsiam.errors import DataError, SettingsError
-from simsiam.evaluation.linear import LinearProtocol, NonFiniteError, evaluate_linear
+from simsiam.evaluation.linear import NonFiniteError, Protocol, evaluate_linear
 from simsiam.machine import idle_cores
 from simsiam.settings.fields import Settings
 
 OnEpoch = Callable[[int, float], None]
 
 
-def result_path(run: RunFolder, protocol: LinearProtocol) -> Path:
+def result_path(run: RunFolder, protocol: Protocol) -> Path:
     """Where the result of a protocol lies."""
     return run.path / f"linear-{protocol.name}.json"
 
@@ -43,7 +43,7 @@ class Evaluation:
     run: RunFolder
     settings: Settings
     data: Path
-    protocol: LinearProtocol
+    protocol: Protocol
     device_type: str  # cpu or cuda
 
 

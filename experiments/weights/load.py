@@ -11,15 +11,18 @@ from experiments.runs.folder import StoreError
 from simsiam.model.siamese import Siamese
 from simsiam.record import checkpoint
 from simsiam.settings.fields import Settings
+from simsiam.settings.own_code import look_in
 
 
 def settings_of(folder: Path) -> Settings:
     """The settings of a run. Raises StoreError for a folder that holds none."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        return Settings.model_validate_json(json.dumps(config))
+        settings = Settings.model_validate_json(json.dumps(config))
     except (OSError, ValueError, yaml.YAMLError):
         raise StoreError(f"{folder}: is not the folder of a run (no config.yaml that can be read)") from None
+    look_in(folder.absolute().parent)
+    return settings
 
 
 def load_model(folder: Path, settings: Settings, num_channels: int, num_images: int) -> Siamese:
@@ -27,7 +30,8 @@ def load_model(folder: Path, settings: Settings, num_channels: int, num_images: 
     state = checkpoint.load(folder)
     if state is None:
         raise StoreError(f"{folder}: there is no checkpoint that loads")
-    trained_on = state["model"]["backbone.conv1.weight"].shape[1]
+    first = state["model"].get("backbone.conv1.weight")  # one's own backbone may call it otherwise
+    trained_on = num_channels if first is None else first.shape[1]
     if trained_on != num_channels:
         raise StoreError(
             f"{folder}: its network takes images of {trained_on} channels; those of {settings.data.name} have"

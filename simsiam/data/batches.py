@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
@@ -20,14 +21,18 @@ from torchvision.transforms.v2 import functional as transforms
 
 from simsiam.data.dataset import Dataset, FileSplit, Split
 from simsiam.data.originals import opened, read_file
+from simsiam.data.own import OwnViews
 from simsiam.data.views import ViewParameters, draw_pair, views, views_of_crops, widest_blur
 from simsiam.distributed.ranks import ONE_RANK, Ranks
-from simsiam.errors import DataError
+from simsiam.errors import DataError, UserError
 from simsiam.randomness import derive, generator
-from simsiam.settings.fields import AugmentSettings, Settings
+from simsiam.settings.fields import AugmentSettings, LossSettings, SecondViewSettings, Settings
+from simsiam.settings.own import is_own
 
 LOST_AFTER = 600  # seconds that a batch from the loader processes may take
 PLAIN_BATCH = 512  # images in a batch of an evaluation; it changes no result
+VIEWED_IMAGES, VIEWS = 1024, 4  # held-out images of which several views are looked at, and how many of each
+VIEWED_BATCH = 256
 
 
 class Batch(NamedTuple):
@@ -35,6 +40,7 @@ class Batch(NamedTuple):
 
     places: Tensor  # (B,) int64 on the CPU: which images of the training set
     pairs: tuple[tuple[Tensor, Tensor], ...]  # views (x1, x2), each (B, C, S, S): one pair, or two (Sec. 4.6, "2x")
+    more: tuple[Tensor, ...] = ()  # further views of one's own, each (B, C, S', S') with a side of its own
 
 
 class Source(Protocol):
@@ -85,12 +91,55 @@ def num_pairs(settings: Settings) -> int:
     return 2 if settings.loss.symmetry == "asymmetric-2x" else 1
 
 
+def own_views(settings: Settings) -> OwnViews | None:
+    """The user's own views, if the settings name them."""
+    return (
+        OwnViews(settings, 2 * num_pairs(settings) + settings.augment.more_views)
+        if is_own(settings.augment.views)
+        else None
+    )
+
+
+def _own_batch(
+    settings: Settings, dataset: Dataset, index: Tensor, made: Iterable[Tensor], device: torch.device
+) -> Batch:
+    """A batch of the user's views (N, C, S, S) in [0, 1]: the pairs come first."""
+    mean, std = (torch.tensor(part)[:, None, None] for part in (dataset.mean, dataset.std))
+    views = [((x - mean) / std).to(device, non_blocking=True) for x in made]
+    num = 2 * num_pairs(settings)
+    return Batch(index, tuple((views[i], views[i + 1]) for i in range(0, num, 2)), tuple(views[num:]))
+
+
 def evaluated(settings: Settings, dataset: Dataset, split: Literal["bank", "query"]) -> np.ndarray:
     """Which images the kNN's bank or its queries are, over all ranks."""
     evaluation = settings.evaluation
     if split == "bank":
         return subset(len(dataset.train), evaluation.bank_size, split)
     return subset(len(dataset.test), evaluation.query_size, split)
+
+
+def held_out_views(
+    settings: Settings, dataset: Dataset, encode: Callable[[Tensor], Tensor], device: torch.device, ranks: Ranks
+) -> Tensor:
+    """``encode``, views (B, C, S, S) -> (B, d), of augmented views of held-out images: (n, VIEWS, d).
+
+    The distribution is that of the training's first view. Images and views are drawn once, the same for every run and
+    seed. n: at most VIEWED_IMAGES, in whole batches. All ranks return the same.
+    """
+    num = min(VIEWED_IMAGES, len(dataset.test))
+    batch_size = min(VIEWED_BATCH, num)
+    num -= num % batch_size
+    images = dataset.test.take(subset(len(dataset.test), num, "views"))
+    seed = derive("held-out views") % 2**31
+    plain = {"second_view": SecondViewSettings(), "loss": LossSettings()}  # one pair, both views of one distribution
+    own = settings.model_copy(update={"seed": seed, "batch_size": batch_size, **plain})
+    source = make_source(own, replace(dataset, train=images), device, ranks)
+    pairs = []
+    for epoch in range(VIEWS // 2):
+        encoded = [torch.stack([encode(view) for view in batch.pairs[0]], dim=1) for batch in source.epoch(epoch, 0)]
+        order = torch.cat(list(batches_of(own, epoch, num, 0))).argsort()
+        pairs.append(torch.cat([ranks.gather(part, batch_size) for part in encoded])[order.to(device)])
+    return torch.cat(pairs, dim=1)
 
 
 def _normalised(images: Tensor, dataset: Dataset) -> Tensor:
@@ -110,7 +159,9 @@ class MemorySource:
         self.train, self.test = dataset.train, dataset.test
         self.replaced: dict[Path, Path] = {}
         # On a GPU the images move there once; on a CPU they stay in the page cache, shared by all processes.
-        self._on_device = None if device.type == "cpu" else torch.tensor(np.asarray(self.train.images), device=device)
+        self._own = own_views(settings)
+        stays = device.type == "cpu" or self._own is not None
+        self._on_device = None if stays else torch.tensor(np.asarray(self.train.images), device=device)
 
     def epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         """See :class:`Source`."""
@@ -119,6 +170,10 @@ class MemorySource:
                 images = torch.from_numpy(self.train.images[index.numpy()])
             else:
                 images = self._on_device[index.to(self.device, non_blocking=True)]
+            if self._own is not None:
+                made = self._own(list(images), index.tolist(), epoch)
+                yield _own_batch(self.settings, self.dataset, index, made, self.device)
+                continue
             pairs = tuple(
                 views(
                     images,
@@ -159,7 +214,9 @@ class FileSource:
         self.train, self.test = dataset.train, dataset.test
         self.replaced: dict[Path, Path] = {}
         self._batches = _Batches(settings, len(dataset.train), ranks)
-        self._crops = self._loader(Crops(dataset.train, settings), self._batches)
+        own = own_views(settings)
+        crops = Crops(dataset.train, settings) if own is None else OwnCrops(dataset.train, settings, own)
+        self._crops = self._loader(crops, self._batches)
 
     def _loader(self, images: _InLoaderProcess, batches: Iterable[Wanted]) -> DataLoader[Answer]:
         return DataLoader(
@@ -202,6 +259,11 @@ class FileSource:
         for loaded in self._answers(self._crops):
             index = torch.from_numpy(loaded.places)
             crops = torch.as_tensor(loaded.pixels)
+            if loaded.shapes:
+                parts = torch.split(crops, [int(np.prod(shape)) for shape in loaded.shapes])
+                made = (part.view(shape) for part, shape in zip(parts, loaded.shapes, strict=True))
+                yield _own_batch(settings, self.dataset, index, made, self.device)
+                continue
             pairs = tuple(
                 views_of_crops(
                     crops_of_pair.to(self.device, non_blocking=True),
@@ -253,9 +315,10 @@ Drawn = tuple[NDArray[Any], ...]  # the fields of ViewParameters
 
 class _Loaded(NamedTuple):
     places: Indices  # (n,)
-    pixels: Tensor | NDArray[np.uint8]  # uint8; a tensor in shared memory, or an array where that had no room
+    pixels: Tensor | NDArray[Any]  # uint8; a tensor in shared memory, or an array where that had no room
     drawn: tuple[Drawn, ...]  # of each view, if they are crops
     replaced: dict[Path, Path]
+    shapes: tuple[tuple[int, ...], ...] = ()  # of each view of the user's own: float32, one after the other in pixels
 
 
 Answer = _Loaded | _Failure
@@ -279,6 +342,7 @@ class _InLoaderProcess(TorchDataset[Answer]):
     def __init__(self, images: FileSplit, bad_images: Literal["error", "replace"]) -> None:
         self.images, self.bad_images = images, bad_images
         self.replaced: dict[int, int] = {}
+        self.shapes: tuple[tuple[int, ...], ...] = ()
 
     def load(self, wanted: Wanted) -> tuple[Tensor, tuple[ViewParameters, ...]]:
         """The pixels in uint8, and what was drawn for each view."""
@@ -290,8 +354,8 @@ class _InLoaderProcess(TorchDataset[Answer]):
             path = self.images.path
             replaced = {path(i): path(self.replaced[i]) for i in wanted.places.tolist() if i in self.replaced}
             arrays = tuple(tuple(field.numpy() for field in view) for view in drawn)
-            return _Loaded(wanted.places, _shared(pixels), arrays, replaced)
-        except DataError as error:
+            return _Loaded(wanted.places, _shared(pixels), arrays, replaced, self.shapes)
+        except UserError as error:
             return _Failure(str(error), is_data_error=True)
         except Exception as error:  # the process that waits is to learn of all
             text = f"in a loader process: {type(error).__name__}: {error}\n{traceback.format_exc()}"
@@ -357,6 +421,21 @@ class Crops(_InLoaderProcess):
         )
 
 
+class OwnCrops(_InLoaderProcess):
+    """In a loader process: the user's views of a batch, float32, all numbers in one row; each image is decoded once."""
+
+    def __init__(self, images: FileSplit, settings: Settings, own: OwnViews) -> None:
+        super().__init__(images, settings.data.bad_images)
+        self.own = own
+
+    def load(self, wanted: Wanted) -> tuple[Tensor, tuple[ViewParameters, ...]]:
+        """See above."""
+        places = wanted.places.tolist()
+        made = self.own([self.decode(image) for image in places], places, wanted.epoch)
+        self.shapes = tuple(tuple(view.shape) for view in made)
+        return torch.cat([view.flatten() for view in made]), ()
+
+
 def _boxes(drawn: Iterable[ViewParameters]) -> tuple[list[list[list[int]]], list[list[bool]]]:
     """For each view, the box of each image's crop, and whether it is flipped."""
     views = list(drawn)
@@ -392,7 +471,7 @@ def _decode(images: FileSplit, index: int) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)  # no copy into another order: resizing takes this one as well
 
 
-def _shared(pixels: Tensor) -> Tensor | NDArray[np.uint8]:
+def _shared(pixels: Tensor) -> Tensor | NDArray[Any]:
     """In shared memory if that has room (a container's /dev/shm often has 64 MB); else an array, sent through a pipe.
 
     Here, where a failure can be answered: torch would do the same in its sending thread. Room is asked for beforehand,

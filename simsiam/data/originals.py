@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from simsiam.data.own import own_set
 from simsiam.errors import DataError
 from simsiam.machine import num_cores
 
@@ -93,6 +94,15 @@ def named_set(name: str, root: Path, scratch: Path, progress: Progress) -> Sourc
 
 
 Splits = dict[str, tuple[NDArray[np.uint8], NDArray[Any]]]  # split -> images (N, C, H, W), labels (N,)
+
+
+def read_own(settings: DataSettings, root: Path) -> Source:
+    """A data set of the user's own, see :mod:`simsiam.data.own`."""
+    classes, splits = own_set(settings, root)
+    arrays = dict[str, Chunked]()
+    for split, (images, labels) in splits.items():
+        arrays |= {f"{split}_images": _in_chunks(images), f"{split}_labels": _in_chunks(labels)}
+    return Source(classes, arrays)
 
 
 def _torchvision_set(name: str, root: Path, scratch: Path, progress: Progress) -> tuple[tuple[str, ...], Splits]:

@@ -31,6 +31,7 @@ from simsiam.errors import DataError
 from simsiam.randomness import derive
 from simsiam.record.atomic_files import sync_folder, write_atomically
 from simsiam.settings.fields import DataSettings
+from simsiam.settings.own import is_own
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,6 +194,10 @@ def _folder(settings: DataSettings, root: Path) -> Path:
 
 def _cache(settings: DataSettings, root: Path) -> Path:
     """Where the arrays of a data set are. A folder has one place for each size at which it is held in memory."""
+    if is_own(settings.name):
+        words = re.sub(r"[^\w-]", "_", settings.name.partition("@")[0])
+        key = json.dumps([settings.name, settings.arguments], sort_keys=True)
+        return Path(root) / "cache" / f"own-{words}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
     if settings.name != "folder":
         return Path(root) / "cache" / settings.name
     path = os.path.normpath(settings.path)
@@ -439,7 +444,7 @@ def _is_running(pid: int) -> bool:
 def _build(settings: DataSettings, root: Path, build: Path, progress: Callable[[str], None]) -> None:
     import numpy as np
 
-    from simsiam.data.originals import Contents, named_set, read_folder, scan_folder
+    from simsiam.data.originals import Contents, named_set, read_folder, read_own, scan_folder
 
     scratch = build / "download"
     scratch.mkdir()
@@ -450,6 +455,8 @@ def _build(settings: DataSettings, root: Path, build: Path, progress: Callable[[
         if left_out := tree.said_left_out():
             progress(f"{settings.name}: left out of {tree.folder}: {left_out}")
         source = read_folder(tree, settings, progress, contents)
+    elif is_own(settings.name):
+        source = read_own(settings, Path(root))
     else:
         source = named_set(settings.name, Path(root), scratch, progress)
     progress(f"{settings.name}: writing {_cache(settings, root)}")

@@ -57,6 +57,69 @@ def explained_variance_area(singular: Tensor) -> float:
     return 1.0 if total == 0 else float((singular.cumsum(0) / total).mean())
 
 
+def eigenvalues(features: Tensor) -> Tensor:
+    """Of the covariance of features, largest first: (N, d) -> (d,) float64, >= 0."""
+    centred = features.double() - features.mean(0, dtype=torch.float64)
+    values: Tensor = torch.linalg.eigvalsh(centred.T @ centred / len(centred))
+    return values.flip(0).clamp_min(0)
+
+
+def alpha_req(features: Tensor) -> float:
+    """alpha-ReQ (Agrawal et al. 2022): the power alpha with which the eigenvalues of the covariance fall, as i^-alpha.
+
+    features: (N, d), N >= 4d wanted. The least-squares slope of log eigenvalue against log i, for i from 5 (the first
+    few follow no power law) to 100, as far as there are eigenvalues above a 1e-10th of the first. About 1 is the value
+    that its authors find best; larger: few directions carry all. NaN where fewer than 5 eigenvalues are left.
+    """
+    values = eigenvalues(features)
+    kept = values[values > 1e-10 * values[0]][:100][4:]
+    if len(kept) < 5:
+        return math.nan
+    x = torch.arange(5, 5 + len(kept), dtype=torch.float64, device=kept.device).log()
+    x = x - x.mean()
+    return -(x @ kept.log() / (x @ x)).item()
+
+
+def nesum(features: Tensor) -> float:
+    """NESum (He and Ozay 2022): the sum of the covariance's eigenvalues over the largest.
+
+    features: (N, d) -> in [1, d]: d where all directions vary alike, 1 where one carries all or nothing varies.
+    """
+    values = eigenvalues(features)
+    return 1.0 if values[0] == 0 else (values.sum() / values[0]).item()
+
+
+def stable_rank(features: Tensor) -> float:
+    """Stable rank (as in Tsitsulin et al. 2023): squared Frobenius norm over squared spectral norm, uncentred.
+
+    features: (N, d) -> in [1, d]. The mean counts as a direction, which is what tells it from :func:`nesum`.
+    """
+    x = features.double()
+    values = torch.linalg.eigvalsh(x.T @ x)
+    return 1.0 if values[-1] == 0 else (values.clamp_min(0).sum() / values[-1]).item()
+
+
+LIDAR_RIDGE = 1e-4  # delta of the paper, on the within-image covariance
+
+
+def lidar(z: Tensor) -> float:
+    """LiDAR (Thilak et al. 2024): effective rank of the linear discriminants that tell images apart.
+
+    z: (n, q, d), q views of n images, n > d wanted. Each image is a class: S_b is the covariance of the images' means,
+    S_w that of views about their image's mean, plus 1e-4; the exp of the entropy of the normalised eigenvalues of
+    S_w^(-1/2) S_b S_w^(-1/2). In [1, min(n - 1, d)]: what the views change counts for nothing. 1 for a constant z.
+    """
+    z = z.double()
+    means = z.mean(1)  # (n, d)
+    between, within = means - means.mean(0), (z - means[:, None]).flatten(0, 1)
+    scatter = within.T @ within / len(within)
+    root = torch.linalg.cholesky(scatter + LIDAR_RIDGE * torch.eye(z.shape[2], dtype=z.dtype, device=z.device))
+    whitened = torch.linalg.solve_triangular(root, between.T, upper=False)  # the same eigenvalues as with S_w^(-1/2)
+    values = torch.linalg.eigvalsh(whitened @ whitened.T / len(between)).clamp_min(0)
+    share = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return math.exp(torch.special.entr(share).sum().item())
+
+
 def positive_cosine(z1: Tensor, z2: Tensor) -> Tensor:
     """The mean cosine of positive pairs, z1, z2: (N, d) -> scalar in [-1, 1].
 
@@ -109,4 +172,10 @@ def is_collapsed(settings: Settings, z_std_relative: float, rank: float) -> bool
 # What is logged where ``evaluation.diagnostics`` is on, by its name in the catalogue: to log another, add it here.
 OF_VIEWS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"positive_cosine": positive_cosine}  # of z1, z2 of a batch
 OF_A_VIEW: dict[str, Callable[[Tensor], Tensor]] = {"uniformity": uniformity, "centre": centre}  # mean of both views
+OF_FEATURES: dict[str, Callable[[Tensor], float]] = {  # of the backbone, (N, num_features), held-out images
+    "alpha_req": alpha_req,
+    "nesum": nesum,
+    "stable_rank": stable_rank,
+}
+OF_HELD_OUT_VIEWS: dict[str, Callable[[Tensor], float]] = {"lidar": lidar}  # z (n, q, d) of q views of n images
 OF_A_SPECTRUM: dict[str, Callable[[Tensor], float]] = {"explained_variance_area": explained_variance_area}  # held-out z

@@ -14,32 +14,32 @@ TILE = 2**24  # similarities that are held at once: 64 MiB in float32
 def knn_top1(
     bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int = 200, temperature: float = 0.1
 ) -> float:
-    """Share of queries (percent) that the k nearest of the bank classify rightly; see :func:`knn_correct`."""
-    correct = knn_correct(bank, bank_labels, queries, labels, k=k, temperature=temperature)
-    return 100 * correct.item() / len(queries)
+    """Share of queries (percent) whose class :func:`knn_classes` gives rightly."""
+    classes = knn_classes(bank, bank_labels, queries, k=k, temperature=temperature)
+    return 100 * (classes == labels).sum().item() / len(queries)
 
 
 @torch.inference_mode()
-def knn_correct(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int = 200, temperature: float = 0.1
+def knn_classes(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, *, k: int = 200, temperature: float = 0.1
 ) -> Tensor:
-    """How many of the queries the k nearest of the bank classify rightly, an int64 scalar.
+    """The class of each query by the votes of the k nearest of the bank: (N,) int64.
 
-    bank: (M, d), queries: (N, d), any scale; labels: (M,), (N,) int64. Similarity is the cosine; each of the
+    bank: (M, d), queries: (N, d), any scale; bank_labels: (M,) int64. Similarity is the cosine; each of the
     k = min(k, M) nearest votes for its class with weight exp(cosine / temperature).
     """
     bank, queries = F.normalize(bank.float(), dim=1), F.normalize(queries.float(), dim=1)
     num_classes = int(bank_labels.max()) + 1
-    correct = torch.zeros((), dtype=torch.int64, device=bank.device)
+    classes = []
     rows = min(max(1, TILE // len(bank)), len(queries))
     similar = torch.empty(rows, len(bank), device=bank.device)  # one for all tiles: fresh memory is a sixth of the time
-    for tile, truth in zip(torch.split(queries, rows), torch.split(labels, rows), strict=True):
+    for tile in torch.split(queries, rows):
         similarity = torch.mm(tile, bank.T, out=similar[: len(tile)])
         cosine, nearest = similarity.topk(min(k, len(bank)), dim=1, sorted=False)  # (n, k)
         votes = torch.zeros(len(tile), num_classes, device=bank.device)
         votes.scatter_add_(1, bank_labels[nearest], (cosine / temperature).exp())
-        correct += (votes.argmax(1) == truth).sum()
-    return correct
+        classes.append(votes.argmax(1))
+    return torch.cat(classes)
 
 
 def raw_pixel_top1(

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from simsiam.distributed.ranks import ONE_RANK, Ranks
-from simsiam.model.backbones import make_backbone, zero_last_bn
+from simsiam.model.backbones import zero_last_bn
 from simsiam.model.batch_norm import convert, permutation
-from simsiam.model.heads import make_predictor, make_projector
-from simsiam.model.losses import make_distance
+from simsiam.model.parts import make_backbone, make_distance, make_predictor, make_projector, make_transform
 from simsiam.model.targets import ImageAverage, KeyQueue, Prototypes, momentum_at, momentum_update, sinkhorn
 from simsiam.randomness import generator
 from simsiam.settings.fields import Settings
+from simsiam.settings.own import own_parts
 
 Pair = tuple[Tensor, Tensor]
+# Where in the model the part of a setting is that may be the user's own.
+PARTS = {
+    "backbone.name": "backbone",
+    "projector.kind": "projector",
+    "predictor.kind": "predictor",
+    "target.transform": "transform",
+    "loss.name": "D",
+}
 
 
 class Output(NamedTuple):
@@ -48,11 +57,13 @@ class Siamese(nn.Module):
         super().__init__()
         self.settings, self.ranks = settings, ranks
         target, dim = settings.target, settings.projector.output_dim
-        self.backbone, num_features = make_backbone(settings.backbone, num_channels)
-        self.projector = make_projector(settings.projector, num_features)
+        self.backbone, num_features = make_backbone(settings, num_channels)
+        self.projector = make_projector(settings, num_features)
         self.prototypes = Prototypes(dim, target.num_prototypes) if target.num_prototypes else nn.Identity()
-        self.predictor = make_predictor(settings.predictor, target.num_prototypes or dim)
-        self.D = make_distance(settings.loss, ranks)
+        dim_of_h = target.num_prototypes or dim
+        self.predictor = make_predictor(settings, dim_of_h)
+        self.D = make_distance(settings, dim_of_h, ranks)
+        self.transform = make_transform(settings, dim_of_h, ranks)
         initialise(self, settings)
         convert(self, settings.batch_norm.groups)
         self.target_encoder: nn.Module | None = None
@@ -77,12 +88,21 @@ class Siamese(nn.Module):
         return p
 
     def forward(
-        self, x1: Tensor, x2: Tensor, *, index: Tensor | None = None, step: int = 0, cached: Pair | None = None
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        *,
+        more: Sequence[Tensor] = (),
+        index: Tensor | None = None,
+        step: int = 0,
+        cached: Pair | None = None,
     ) -> Output:
         """Algorithm 1: L = D(p1, t2)/2 + D(p2, t1)/2, where t is z with the gradient stopped, or what takes its place.
 
-        index: (N,) the images' places in the data set, for a target that remembers them. step: for what is drawn
-        anew in each step. cached: targets of an earlier step (Sec. 5.2) in place of this one's.
+        more: further views, each of a size of its own (multi-crop): their predictions are compared with both targets,
+        and the loss is the mean over all pairs of a target and another view (SwAV, eq. 6). index: (N,) the images'
+        places in the data set, for a target that remembers them. step: for what is drawn anew in each step. cached:
+        targets of an earlier step (Sec. 5.2) in place of this one's.
         """
         z1, z2 = self.encode(x1, x2)  # f(x1), f(x2): projections, (N, d)
         s1, s2 = self.prototypes(z1), self.prototypes(z2)  # z itself; SwAV: its scores, (N, num_prototypes)
@@ -94,6 +114,11 @@ class Siamese(nn.Module):
             loss = self.D(p1, t2, self.others(t1)) / 2 + self.D(p2, t1, self.others(t2)) / 2
         else:
             loss = self.D(p1, t2, self.others(t1))
+        for x in more:
+            p = self.h(self.prototypes(self.f(x)))
+            loss = loss + (self.D(p, t1, self.others(t2)) + self.D(p, t2, self.others(t1))) / 2
+        if more:
+            loss = loss / (1 + len(more))
         return Output(loss, z1, z2, t1, t2)
 
     def encode(self, x1: Tensor, x2: Tensor) -> Pair:
@@ -113,6 +138,8 @@ class Siamese(nn.Module):
             t1, t2 = self.averages.value(index, t1), self.averages.value(index, t2)
         if self.settings.target.transform == "sinkhorn":
             t1, t2 = self.codes(t1), self.codes(t2)
+        if self.transform is not None:
+            t1, t2 = self.transform(t1, t2)
         return t1, t2
 
     def codes(self, scores: Tensor) -> Tensor:
@@ -165,9 +192,12 @@ def initialise(model: Siamese, settings: Settings) -> None:
 
     Convolutions: He normal, fan-out (torchvision's ResNet). Fully connected layers: PyTorch's default, uniform in
     -+ 1/sqrt(fan_in), or normal with a fixed std. BN: scale 1, shift 0, but the last scale of each residual block 0
-    (App. A) where ``initialisation.zero_last_bn`` says so.
+    (App. A) where ``initialisation.zero_last_bn`` says so. A part of the user's own starts as its author has it.
     """
+    their_own = {PARTS[path] for path in own_parts(settings) if path in PARTS}
     for path, module in model.named_modules():
+        if path.partition(".")[0] in their_own:
+            continue
         draws = generator(settings.seed, "weights", path)
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=draws)
@@ -179,5 +209,5 @@ def initialise(model: Siamese, settings: Settings) -> None:
                 module.weight.normal_(0, settings.initialisation.fc_std, generator=draws)
             if module.bias is not None:
                 module.bias.uniform_(-bound, bound, generator=draws)
-    if settings.initialisation.zero_last_bn:
+    if settings.initialisation.zero_last_bn and "backbone" not in their_own:
         zero_last_bn(model.backbone)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -69,26 +71,45 @@ class Metric:
 class Reference:
     """What a metric can be divided by, or compared with, that needs no training."""
 
-    column: str  # of the frame of runs; "" for a constant
+    columns: Mapping[str, str]  # of the frame of runs, by metric; none for a constant
     meaning: str
 
 
 REFERENCES = {
     "raw pixels": Reference(
-        "reference_raw_pixels", "The same kNN on the pixels themselves: what the images give away without any network."
+        {"knn_top1": "reference_raw_pixels", "linear_top1": "reference_raw_pixels_linear"},
+        "The same classifier on the pixels themselves, a linear one on their averages over 8x8 places: what the images "
+        "give away without any network.",
     ),
     "untrained": Reference(
-        "untrained_knn_top1",
-        "The same kNN on the features of the networks before their first step, mean over the runs: what the "
+        {"knn_top1": "untrained_knn_top1", "linear_top1": "untrained_linear_top1"},
+        "The same classifier on the features of the networks before their first step, mean over the runs: what the "
         "architecture and random weights give. Only what is above it was learnt.",
     ),
     "chance": Reference(
-        "reference_chance", "The share of the most frequent class among the images that are classified."
+        {"knn_top1": "reference_chance", "linear_top1": "reference_chance"},
+        "The share of the most frequent class among the images that are classified.",
     ),
-    "1/sqrt(d)": Reference("", "The std of z/|z| of a zero-mean isotropic Gaussian z."),
+    "1/sqrt(d)": Reference({}, "The std of z/|z| of a zero-mean isotropic Gaussian z."),
 }
 
 CATALOGUE = (
+    Metric(
+        "linear_top1",
+        "linear top-1 accuracy",
+        "linear top-1 (%)",
+        "percent",
+        "linear classifier on frozen backbone features, App. A; logistic regression where training does it",
+        short="linear top-1",
+        unit="%",
+        low=0,
+        high=100,
+        decimals=1,
+        most_decimals=2,
+        always=True,
+        in_table=True,
+        references=("chance", "untrained", "raw pixels"),
+    ),
     Metric(
         "knn_top1",
         "kNN top-1 accuracy",
@@ -203,6 +224,47 @@ CATALOGUE = (
         low=0.5,
         high=1,
     ),
+    Metric(
+        "lidar",
+        "LiDAR of z",
+        "LiDAR of z",
+        "effective rank of what tells images apart from their own views, of held-out images",
+        "Thilak et al. 2024",
+        short="LiDAR",
+        low=1,
+        decimals=1,
+        most_decimals=1,
+    ),
+    Metric(
+        "alpha_req",
+        "decay of the features' spectrum",
+        r"$\alpha$ of the features' spectrum",
+        "power with which the eigenvalues of the features' covariance fall",
+        "alpha-ReQ, Agrawal et al. 2022",
+        short="alpha-ReQ",
+        decimals=2,
+        level=Level(1.0, "best, say its authors"),
+    ),
+    Metric(
+        "nesum",
+        "NESum of the features",
+        "NESum of the features",
+        "sum of the eigenvalues of the features' covariance over the largest",
+        "He and Ozay 2022",
+        short="NESum",
+        low=1,
+        decimals=2,
+    ),
+    Metric(
+        "stable_rank",
+        "stable rank of the features",
+        "stable rank of the features",
+        "squared Frobenius over squared spectral norm of the features, uncentred",
+        "Tsitsulin et al. 2023",
+        short="stable rank",
+        low=1,
+        decimals=2,
+    ),
     Metric("lr", "learning rate", "learning rate", "the encoder's", low=0, always=True, in_claims=False),
     Metric(
         "grad_norm",
@@ -250,6 +312,7 @@ CATALOGUE = (
 )
 METRICS = {metric.name: metric for metric in CATALOGUE}
 CURVES = tuple(metric.name for metric in CATALOGUE if metric.is_curve)
+ACCURACY = "linear_top1"  # the paper's measure: what claims and tables compare unless they say otherwise
 FIG_2 = ("loss", "z_std_relative", "knn_top1")  # the three panels of the paper's Figure 2
 
 

@@ -9,13 +9,18 @@ This module imports no torch.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Point = dict[str, Any]
 
@@ -25,6 +30,23 @@ def finite(point: Point) -> Point:
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in point.items()
     }
+
+
+def pack(bits: NDArray[np.bool_]) -> str:
+    """One truth value an image, (N,), as a text of N / 6 characters: base64 of numpy's packbits."""
+    import numpy as np  # here, since what only lists runs reads this module
+
+    return base64.b64encode(np.packbits(bits).tobytes()).decode()
+
+
+def unpack(text: str, num: int) -> NDArray[np.bool_]:
+    """The ``num`` truth values of :func:`pack`. Raises ValueError if the text is of another number of them."""
+    import numpy as np
+
+    packed = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    if len(packed) != -(-num // 8):
+        raise ValueError(f"{len(packed)} bytes do not hold {num} bits")
+    return np.unpackbits(packed, count=num).astype(bool)
 
 
 class MetricsWriter:

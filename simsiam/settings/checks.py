@@ -9,11 +9,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from simsiam.errors import SettingsError, nearest
-from simsiam.settings.fields import Settings, default_values, dotted_paths, flatten, sections
+from simsiam.settings.fields import Settings, default_values, dotted_paths, flatten, is_argument, sections
+from simsiam.settings.own import PLACES, is_own
 
 
 def unknown(path: str) -> str:
     """What to say of a dotted path that no setting has."""
+    if path.partition(".arguments")[0] in sections() and ".arguments" in path:
+        if path.endswith(".arguments"):
+            return f"{path}: is written as `arguments: {{NAME: VALUE}}`, or as {path}.NAME"
+        return f"{path}: no such setting; the arguments of one's own part are called as in its signature, in one level"
     if path in sections():
         return f"{path}: is a section, not a setting; set one of its parts ({', '.join(sections()[path].model_fields)})"
     return f"{path}: no such setting{nearest(path, dotted_paths())}"
@@ -29,7 +34,10 @@ def validate(flat: Mapping[str, Any], origin: Callable[[str], str] = lambda path
     problems = []
     for path, value in flat.items():
         section, _, leaf = path.rpartition(".")
-        if path not in default_values():
+        if is_argument(path):
+            arguments = nested.setdefault(section.partition(".")[0], {}).setdefault("arguments", {})
+            arguments[leaf] = value
+        elif path not in default_values():
             problems.append(unknown(path) + _at(origin, path))
         elif section:
             nested.setdefault(section, {})[leaf] = value
@@ -67,15 +75,18 @@ def _explain(error: ValidationError, origin: Callable[[str], str]) -> Iterator[s
     for item in error.errors():
         # The tail of a location can be an index into a tuple or the branch of a union: not a name of ours.
         location = [str(part) for part in item["loc"]]
-        path = location[0] if location[0] not in sections() else ".".join(location[:2])
+        depth = 3 if "arguments" in location[1:2] else 2
+        path = location[0] if location[0] not in sections() else ".".join(location[:depth])
         if path in seen:
             continue
         seen.add(path)
         value = item["input"]
         allowed = _allowed(item)
         hint = nearest(value, _choices(item)) if isinstance(value, str) else ""
+        allowed = "a number, a text, true, false or null" if depth == 3 else allowed
+        own = ", or one's own (module:name)" if path in PLACES else ""
         place = f" (element {location[2]})" if len(location) > 2 and location[2].isdigit() else ""
-        yield f"{path}{place}: {value!r} is not allowed; it must be {allowed}{hint}" + _at(origin, path)
+        yield f"{path}{place}: {value!r} is not allowed; it must be {allowed}{own}{hint}" + _at(origin, path)
 
 
 def _choices(item: Any) -> list[str]:
@@ -130,7 +141,11 @@ def _cross_checks(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...
         )
     for name in ("width", "depth", "stem_stride"):
         path = f"backbone.{name}"
-        if s.backbone.name != "small" and getattr(s.backbone, name) != default_values()[path]:
+        if (
+            s.backbone.name != "small"
+            and not is_own(s.backbone.name)
+            and getattr(s.backbone, name) != default_values()[path]
+        ):
             yield (
                 path,
                 f"{getattr(s.backbone, name)} has no effect with backbone.name={s.backbone.name}; only with small",
@@ -166,6 +181,7 @@ def _cross_checks(settings: Settings) -> Iterator[tuple[str, str, tuple[str, ...
             ("projector.bn_output_affine", "projector.bn_output"),
         )
     yield from _check_target(s)
+    yield from _check_own(s)
     if s.optimizer.warmup_epochs > s.epochs:
         yield (
             "optimizer.warmup_epochs",
@@ -198,7 +214,7 @@ def _check_target(s: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
                 yield path, f"{json.dumps(flat[path])} has no effect with {cause}={shown}; {unless}", (path, cause)
 
     target, loss, batch = s.target, s.loss, s.batch_size
-    if s.predictor.kind not in ("mlp", "fixed"):
+    if s.predictor.kind not in ("mlp", "fixed"):  # one's own too: its arguments say what it has
         # predictor.hidden_dim may stay: a scale sets it to fit its width.
         heads = ("predictor.bn_hidden", "predictor.bn_output")
         yield from unused(heads, "only with an mlp", "predictor.kind")
@@ -265,3 +281,32 @@ def _check_target(s: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     if s.batch_norm.groups > 1 and s.batch_norm.one_forward:
         problem = "groups are of one view; with one_forward for both it must be 1"
         yield "batch_norm.groups", problem, ("batch_norm.groups", "batch_norm.one_forward")
+
+
+def _check_own(s: Settings) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Rules for parts of the user's own."""
+    flat = flatten(s)
+    for path in PLACES:
+        section = path.partition(".")[0]
+        given = [name for name in flat if name.startswith(f"{section}.arguments.")]
+        if given and not is_own(flat[path]):
+            yield (
+                given[0],
+                f"has no effect with {path}={flat[path]}; only with one's own (module:name)",
+                (given[0], path),
+            )
+    more, own_views = s.augment.more_views, is_own(s.augment.views)
+    if more and not own_views:
+        problem = f"{more} has no effect with augment.views=paper; only with one's own (module:name)"
+        yield "augment.more_views", problem, ("augment.more_views", "augment.views")
+    if more and (s.loss.symmetry != "symmetric" or s.loss.name in ("nt-xent", "info-nce")):
+        blamed = "loss.symmetry" if s.loss.symmetry != "symmetric" else "loss.name"
+        problem = f"{more}: more than two views go with a symmetric loss of pairs, not with {blamed}={flat[blamed]}"
+        yield "augment.more_views", problem, ("augment.more_views", blamed)
+    if more and s.batch_norm.one_forward:
+        problem = "views of several sizes have no common forward; with augment.more_views it must be false"
+        yield "batch_norm.one_forward", problem, ("batch_norm.one_forward", "augment.more_views")
+    cached = "target.cache_epoch" if s.target.cache_epoch else "target.cache_steps"
+    if is_own(s.target.transform) and (s.target.cache_epoch or s.target.cache_steps):
+        problem = "cached targets (Sec. 5.2) are those of SimSiam's own losses alone, not with target.transform"
+        yield cached, problem, (cached, "target.transform")

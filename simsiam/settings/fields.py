@@ -8,16 +8,32 @@ arXiv 2011.10566). This module imports no torch, so that planning thousands of r
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Range = tuple[Positive, Positive]
+# A function or class of the user's own, see simsiam.settings.own: module:name, with the hash of its source once pinned.
+OWN_NAME = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(@[0-9a-f]{12})?$"
+Own = Annotated[str, Field(pattern=OWN_NAME)]
+
+
+class FrozenDict(dict[str, Any]):
+    """A dictionary that nobody changes, so that settings with one can be keys."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True))
+
+
+Argument = bool | int | float | str | None
+Arguments = Annotated[dict[str, Argument], AfterValidator(FrozenDict)]
+ARGUMENTS = Field(FrozenDict(), description="what a part of one's own is given beside, by name: the study's to say")
 
 
 class Section(BaseModel):
@@ -29,7 +45,7 @@ class Section(BaseModel):
 class DataSettings(Section):
     """Which images, and how many of them."""
 
-    name: Literal["fashion-mnist", "cifar10", "cifar100", "stl10", "svhn", "folder", "synthetic"] = Field(
+    name: Literal["fashion-mnist", "cifar10", "cifar100", "stl10", "svhn", "folder", "synthetic"] | Own = Field(
         "folder", description="data set; `folder` reads PATH/train/CLASS/IMAGE and PATH/test (or val)/CLASS/IMAGE"
     )
     path: str = Field(
@@ -54,6 +70,7 @@ class DataSettings(Section):
         description="each channel's mean and standard deviation: the training images' own (of a folder read from files,"
         " ImageNet's), or ImageNet's, as in the authors' release",
     )
+    arguments: Arguments = ARGUMENTS
 
 
 class AugmentSettings(Section):
@@ -73,6 +90,15 @@ class AugmentSettings(Section):
     solarise_probability: Probability = Field(
         0.0, description="that pixels of at least 128 are inverted (BYOL's second view)"
     )
+    views: Literal["paper"] | Own = Field(
+        "paper", description="paper: what the other settings here say; or one's own views in place of all of it"
+    )
+    more_views: Annotated[int, Field(ge=0, le=62)] = Field(
+        0,
+        description="views beside x1 and x2, whose predictions are compared with the targets of both (multi-crop); only"
+        " with one's own",
+    )
+    arguments: Arguments = ARGUMENTS
 
 
 class SecondViewSettings(Section):
@@ -87,7 +113,7 @@ class SecondViewSettings(Section):
 class BackboneSettings(Section):
     """The network whose pooled features are evaluated."""
 
-    name: Literal["resnet18", "resnet34", "resnet50", "small"] = Field(
+    name: Literal["resnet18", "resnet34", "resnet50", "small"] | Own = Field(
         "resnet50", description="torchvision's ResNets, or a small one for a CPU with its own width, depth and stem"
     )
     stem: Literal["imagenet", "cifar"] = Field(
@@ -98,6 +124,7 @@ class BackboneSettings(Section):
     stem_stride: Annotated[int, Field(ge=1, le=4)] = Field(
         2, description="stride of the 3x3 stem; only with name=small"
     )
+    arguments: Arguments = ARGUMENTS
 
 
 class ProjectorSettings(Section):
@@ -113,12 +140,14 @@ class ProjectorSettings(Section):
         "auto",
         description="auto: a layer that a BN follows has no bias, since the BN subtracts it; always: all have one",
     )
+    kind: Literal["mlp"] | Own = Field("mlp", description="the MLP of Sec. 3, or one's own")
+    arguments: Arguments = ARGUMENTS
 
 
 class PredictorSettings(Section):
     """The prediction MLP h (Sec. 3, Sec. 4.2, Table 1)."""
 
-    kind: Literal["mlp", "none", "fixed", "linear", "bias"] = Field(
+    kind: Literal["mlp", "none", "fixed", "linear", "bias"] | Own = Field(
         "mlp",
         description="none: identity (Table 1a); fixed: an mlp that stays at its random init (Table 1b); linear: one"
         " layer without bias; bias: p = z + b (later literature)",
@@ -132,6 +161,7 @@ class PredictorSettings(Section):
     lr_multiplier: NonNegative = Field(
         1.0, description="the predictor's rate over the encoder's peak rate (footnote 2: 10)"
     )
+    arguments: Arguments = ARGUMENTS
 
 
 class TargetSettings(Section):
@@ -152,7 +182,9 @@ class TargetSettings(Section):
         "after-step",
         description="when the moving average moves: after the optimiser's step (BYOL), before the key's forward (MoCo)",
     )
-    transform: Literal["none", "sinkhorn"] = Field("none", description="sinkhorn: codes of prototype scores (SwAV)")
+    transform: Literal["none", "sinkhorn"] | Own = Field(
+        "none", description="sinkhorn: codes of prototype scores (SwAV)"
+    )
     num_prototypes: Annotated[int, Field(ge=0)] = Field(
         0, description="prototypes, part of the encoder; only with sinkhorn"
     )
@@ -173,16 +205,19 @@ class TargetSettings(Section):
         description="the target is a moving average of each image's z/|z| with this momentum, moved before the step"
         " (Sec. 5.2: 0.8); 0: off, which is the same as no memory",
     )
+    arguments: Arguments = ARGUMENTS
 
 
 class LossSettings(Section):
     """How p and its target are compared."""
 
-    name: Literal["cosine", "cross-entropy", "squared-distance", "nt-xent", "info-nce", "swapped-prediction"] = Field(
-        "cosine",
-        description="cosine: D = -cos(p, z), eq. 1; cross-entropy: -softmax(z) log softmax(p), Sec. 4.5;"
-        " squared-distance: |p - z|^2 without normalisation; nt-xent: SimCLR; info-nce: MoCo, with a queue;"
-        " swapped-prediction: SwAV",
+    name: Literal["cosine", "cross-entropy", "squared-distance", "nt-xent", "info-nce", "swapped-prediction"] | Own = (
+        Field(
+            "cosine",
+            description="cosine: D = -cos(p, z), eq. 1; cross-entropy: -softmax(z) log softmax(p), Sec. 4.5;"
+            " squared-distance: |p - z|^2 without normalisation; nt-xent: SimCLR; info-nce: MoCo, with a queue;"
+            " swapped-prediction: SwAV",
+        )
     )
     temperature: Positive = Field(0.1, description="of nt-xent, info-nce and swapped-prediction")
     symmetry: Literal["symmetric", "asymmetric", "asymmetric-2x"] = Field(
@@ -194,6 +229,7 @@ class LossSettings(Section):
         description="factor on the loss whose gradient is taken, not on the logged one: an original that sums its"
         " directions where this averages them was tuned at a multiple of it",
     )
+    arguments: Arguments = ARGUMENTS
 
 
 class BatchNormSettings(Section):
@@ -248,7 +284,12 @@ class EvaluationSettings(Section):
     query_size: Count | None = Field(None, description="test images that are classified, drawn once; null: all")
     diagnostics: bool = Field(
         True,
-        description="log also spectrum, uniformity, centre, cosine of positives and each part's gradient",
+        description="log also spectrum, uniformity, centre, cosine of positives, LiDAR and each part's gradient",
+        json_schema_extra={"in_id": False},
+    )
+    linear: bool = Field(
+        True,
+        description="linear top-1 before the first step and at the end: logistic regression on the bank's features",
         json_schema_extra={"in_id": False},
     )
     stop_after_collapsed: Annotated[int, Field(ge=0)] = Field(
@@ -283,12 +324,17 @@ class Settings(Section):
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
-    """All settings by dotted path, e.g. ``{"seed": 0, "data.name": "folder", ...}``, in the order of declaration."""
+    """All settings by dotted path, e.g. ``{"seed": 0, "data.name": "folder", ...}``, in the order of declaration.
+
+    Arguments of one's own parts have paths of their own, such as ``loss.arguments.weight``.
+    """
     flat: dict[str, Any] = {}
     for name in Settings.model_fields:
         value = getattr(settings, name)
         if isinstance(value, Section):
-            flat |= {f"{name}.{leaf}": getattr(value, leaf) for leaf in type(value).model_fields}
+            flat |= {f"{name}.{leaf}": getattr(value, leaf) for leaf in type(value).model_fields if leaf != "arguments"}
+            if hasattr(value, "arguments"):
+                flat |= {f"{name}.arguments.{argument}": given for argument, given in value.arguments.items()}
         else:
             flat[name] = value
     return flat
@@ -308,13 +354,19 @@ def default_values() -> dict[str, Any]:
 
 
 def dotted_paths() -> list[str]:
-    """The dotted path of every setting."""
+    """The dotted path of every setting, but for the arguments of one's own parts."""
     return list(default_values())
+
+
+def is_argument(path: str) -> bool:
+    """Whether a dotted path is that of an argument of one's own part, such as ``loss.arguments.weight``."""
+    section, _, name = path.partition(".arguments.")
+    return name.isidentifier() and section in sections() and "arguments" in sections()[section].model_fields
 
 
 def description(path: str) -> str:
     """The one-line description of the setting at a dotted path."""
-    section, _, leaf = path.rpartition(".")
+    section, _, leaf = (path.rpartition(".")[0] if is_argument(path) else path).rpartition(".")
     fields = sections()[section].model_fields if section else Settings.model_fields
     return fields[leaf].description or ""
 
@@ -329,6 +381,16 @@ def without_effect(settings: Settings) -> frozenset[str]:
     :func:`validate` says has no effect.
     """
     s, paths = settings, set[str]()
+    if ":" in s.augment.views:
+        paths |= {f"augment.{name}" for name in AugmentSettings.model_fields} - {"augment.views", "augment.more_views"}
+        paths |= {f"second_view.{name}" for name in SecondViewSettings.model_fields}
+    if ":" in s.backbone.name:
+        paths |= {f"backbone.{name}" for name in ("stem", "width", "depth", "stem_stride")}
+    if ":" in s.projector.kind:
+        paths |= {f"projector.{name}" for name in ProjectorSettings.model_fields} - {
+            "projector.kind",
+            "projector.output_dim",
+        }
     if s.data.storage == "files":  # too large to be measured
         paths.add("data.normalisation")
     if s.predictor.kind not in ("mlp", "fixed"):

@@ -36,7 +36,7 @@ def config_id(settings: Settings, data_fingerprint: str) -> str:
     changed = {
         path: value
         for path, value in flatten(settings).items()
-        if value != defaults[path] and path != "seed" and path not in outside
+        if (path not in defaults or value != defaults[path]) and path != "seed" and path not in outside
     }
     identity = {"schema": SCHEMA_VERSION, "numerics": NUMERICS_REVISION, "data": data_fingerprint, "settings": changed}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]

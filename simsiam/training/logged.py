@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +15,9 @@ from torch import Tensor, nn
 from simsiam.evaluation.diagnostics import (
     OF_A_SPECTRUM,
     OF_A_VIEW,
+    OF_FEATURES,
+    OF_HELD_OUT_VIEWS,
     OF_VIEWS,
-    effective_rank,
     output_std,
     predictor_alignment,
     spectrum,
@@ -22,9 +25,9 @@ from simsiam.evaluation.diagnostics import (
 from simsiam.model.siamese import Siamese
 from simsiam.record.atomic_files import write_atomically
 from simsiam.record.catalogue import spectrum_ranks
-from simsiam.record.curves import Point
+from simsiam.record.curves import Point, pack
 
-EMBEDDINGS = 1000  # held-out images whose z is kept for pictures
+EMBEDDINGS = 1000  # held-out images whose z and features are kept for pictures
 
 
 def relative_std(z1: Tensor, z2: Tensor) -> float:
@@ -60,15 +63,19 @@ def of_step(model: Siamese, z1: Tensor, z2: Tensor, *, more: bool) -> Point:
     return point
 
 
-def of_projections(z: Tensor, *, more: bool) -> Point:
-    """Of an evaluation: z (N, d) of held-out images, N >= 4d wanted, BN in evaluation mode."""
-    point: Point = {"effective_rank": effective_rank(z)}
-    if more:
-        singular = spectrum(z)
-        kept = singular.cpu().numpy()[spectrum_ranks(len(singular)) - 1]
-        point |= {name: measure(singular) for name, measure in OF_A_SPECTRUM.items()}
-        point["spectrum"] = kept.tolist()
-    return point
+def of_evaluation(features: Tensor, z: Tensor, views: Tensor) -> Point:
+    """What later literature measures of held-out images, BN in evaluation mode.
+
+    features: (M, num_features), z: (N, d), N >= 4d wanted, views: z of several views of images, (n, q, d).
+    """
+    singular = spectrum(z)
+    kept = singular.cpu().numpy()[spectrum_ranks(len(singular)) - 1]
+    return {
+        **{name: measure(features) for name, measure in OF_FEATURES.items()},
+        **{name: measure(views) for name, measure in OF_HELD_OUT_VIEWS.items()},
+        **{name: measure(singular) for name, measure in OF_A_SPECTRUM.items()},
+        "spectrum": kept.tolist(),
+    }
 
 
 def _gradient_norm(weights: Iterable[nn.Parameter]) -> float | None:
@@ -77,11 +84,30 @@ def _gradient_norm(weights: Iterable[nn.Parameter]) -> float | None:
     return torch.nn.utils.get_total_norm(gradients).item() if gradients else None
 
 
-def save_embeddings(folder: Path, z: Tensor, labels: Tensor, step: int, attempt: int) -> None:
-    """Write ``embeddings.npz``: z (n, d) float16 of the first held-out images, their labels (n,), the step (scalar)."""
-    kept, truth = z[:EMBEDDINGS].half().cpu().numpy(), labels[:EMBEDDINGS].cpu().numpy()
-    write_atomically(
-        folder / "embeddings.npz",
-        lambda file: np.savez(file, z=kept, labels=truth[: len(kept)], step=np.array(step)),
-        aside=str(attempt),
-    )
+@dataclass(frozen=True)
+class HeldOut:
+    """What an evaluation saw of the test images, in the order of the test set."""
+
+    z: Tensor  # (N, d)
+    features: Tensor  # (M, num_features)
+    labels: Tensor  # (M,) int64
+    classes: dict[str, Tensor]  # by kind of classifier, knn or linear: the class of each image (M,) int64
+
+    def correctness(self) -> Point:
+        """For each classifier its top-1 (percent), and whether each image was right, packed in a text."""
+        right = {name: classes == self.labels for name, classes in self.classes.items()}
+        return {
+            **{f"{name}_top1": 100 * of_images.sum().item() / len(self.labels) for name, of_images in right.items()},
+            **{f"{name}_correct": pack(of_images.cpu().numpy()) for name, of_images in right.items()},
+        }
+
+    def save(self, folder: Path, step: int, attempt: int) -> None:
+        """Write ``embeddings.npz``: z and features (n, ...) in float16 of the first images, all labels and classes."""
+        arrays: dict[str, Any] = {
+            "z": self.z[:EMBEDDINGS].half().cpu().numpy(),
+            "features": self.features[:EMBEDDINGS].half().cpu().numpy(),
+            "labels": self.labels.cpu().numpy(),
+            **{f"{name}_classes": classes.cpu().numpy().astype(np.uint16) for name, classes in self.classes.items()},
+            "step": np.array(step),
+        }
+        write_atomically(folder / "embeddings.npz", lambda file: np.savez(file, **arrays), aside=str(attempt))

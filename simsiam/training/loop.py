@@ -12,18 +12,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from simsiam.data.batches import Batch, evaluated, make_source
+from simsiam.data.batches import Batch, evaluated, held_out_views, make_source
 from simsiam.data.dataset import Dataset
 from simsiam.distributed.ranks import ONE_RANK, Gradients, Ranks
 from simsiam.errors import CheckpointError
-from simsiam.evaluation.diagnostics import is_collapsed
-from simsiam.evaluation.knn import knn_correct
+from simsiam.evaluation.diagnostics import effective_rank, is_collapsed
+from simsiam.evaluation.knn import knn_classes
+from simsiam.evaluation.linear import whiten
+from simsiam.evaluation.logistic import fit_logistic
 from simsiam.model.batch_norm import synchronise
 from simsiam.model.siamese import Output, Siamese
+from simsiam.randomness import derive
 from simsiam.record import checkpoint
 from simsiam.record.curves import MetricsWriter, Point, finite
 from simsiam.settings.checks import check_ranks
 from simsiam.settings.fields import Settings
+from simsiam.settings.own import own_parts
+from simsiam.settings.own_code import look_in
 from simsiam.training import logged
 from simsiam.training.cached_targets import CachedTargets
 from simsiam.training.optim import make_optimizer, set_rates
@@ -80,7 +85,10 @@ class Training:
         check_ranks(settings, ranks.world_size)
         self.settings, self.folder, self.attempt, self.device, self.hooks = settings, folder, attempt, device, hooks
         self.ranks = ranks
+        self.has_own_parts = bool(own_parts(settings))
+        look_in(folder.parent)
         self.source = make_source(settings, dataset, device, ranks)
+        self.dataset, self.num_classes = dataset, len(dataset.classes)
         self.num_queries = len(evaluated(settings, dataset, "query"))
         self.num_bank = len(evaluated(settings, dataset, "bank"))
         model = Siamese(settings, dataset.num_channels, len(dataset.train), ranks)
@@ -93,7 +101,7 @@ class Training:
         self.cache = CachedTargets(settings, self.steps_per_epoch)
         self.step = 0
         self.collapsed_evaluations = 0
-        self.embeddings: tuple[Tensor, Tensor] | None = None  # z and labels of the last evaluation, to be published
+        self.held_out: logged.HeldOut | None = None  # of the last evaluation, to be published
         # The step at which the loss first was NaN or infinite; on the device, so that no step waits for it.
         self.diverged_at = torch.full((), self.num_steps + 1, device=device)
         # All go on from what rank 0 sees, whatever a network file system shows to the others.
@@ -174,12 +182,14 @@ class Training:
         gradients are those of the weighted loss.
         """
         set_rates(self.optimizer, self.settings, self.step, self.steps_per_epoch, self.num_steps)
+        if self.has_own_parts:  # they may draw, as dropout does, and a resume shall draw the same
+            torch.manual_seed(derive(self.settings.seed, "own parts", self.step, self.ranks.rank))
         with self.precision():
             if self.cache.starts_at(self.step):
                 self.cache.fill(self.model, self.batches_from(self.step, self.cache.num_steps))
             self.model.before_forward(self.step, self.num_steps)
             outputs: list[Output] = [
-                self.model(*pair, index=batch.places, step=self.step, cached=cached)
+                self.model(*pair, more=batch.more, index=batch.places, step=self.step, cached=cached)
                 for pair, cached in zip(batch.pairs, self.cache.of(self.step), strict=False)
             ]
         loss = torch.stack([output.loss for output in outputs]).mean()
@@ -238,8 +248,9 @@ class Training:
         return self.ranks.gather(output.z1.detach()), self.ranks.gather(output.z2.detach())
 
     def evaluate(self, output: Output | None) -> None:
-        """kNN accuracy on backbone features, effective rank of held-out z, and whether z has collapsed.
+        """Accuracy of classifiers on backbone features, effective rank of held-out z, and whether z has collapsed.
 
+        The weighted kNN at each evaluation; the linear classifier before the first step and at the end of the run.
         ``output`` is that of the last step; None before the first.
         """
         started = time.monotonic()
@@ -248,25 +259,52 @@ class Training:
         with torch.inference_mode():
             bank, bank_labels = (self.ranks.gather(part, self.num_bank) for part in self.features("bank"))
             queries, labels = self.features("query")
-            correct = knn_correct(
-                bank, bank_labels, queries, labels, k=evaluation.knn_k, temperature=evaluation.knn_temperature
+            classes = knn_classes(
+                bank, bank_labels, queries, k=evaluation.knn_k, temperature=evaluation.knn_temperature
             )
-            top1 = 100 * self.ranks.sum(correct).item() / self.num_queries
-            queries = self.ranks.gather(queries, self.num_queries)
-            labels = self.ranks.gather(labels, self.num_queries)
+            queries, labels, classes = (
+                self.ranks.gather(part, self.num_queries) for part in (queries, labels, classes)
+            )
             z = self.model.projector(queries[: 4 * self.settings.projector.output_dim])
-            point: dict[str, Any] = {"knn_top1": top1, **logged.of_projections(z, more=evaluation.diagnostics)}
+            rank = effective_rank(z)
+            more: Point = {}
+            if evaluation.diagnostics:
+                views = held_out_views(self.settings, self.dataset, self.encode, self.device, self.ranks)
+                more = logged.of_evaluation(queries, z, views)
         self.model.train()
+        if output is not None:
+            std = logged.relative_std(*self.views_of_batch(output))
+            collapsed = self.ranks.broadcast(is_collapsed(self.settings, std, rank))
+            self.collapsed_evaluations = self.collapsed_evaluations + 1 if collapsed else 0
+        by_classifier = {"knn": classes}
+        if evaluation.linear and (self.step in (0, self.num_steps) or self._collapsed_for_good()):
+            linear = self.linear_classes(bank, bank_labels, queries)
+            by_classifier |= {} if linear is None else {"linear": linear}
+        held_out = logged.HeldOut(z, queries, labels, by_classifier)
+        point: Point = {**held_out.correctness(), "num_queries": self.num_queries, "effective_rank": rank, **more}
         if self.source.replaced:  # of rank 0 alone
             point["replaced_images"] = len(self.source.replaced)
         self._write({"epoch": self.step / self.steps_per_epoch, "step": self.step, **point})
-        self.embeddings = (z, labels) if evaluation.diagnostics else None
+        self.held_out = held_out if evaluation.diagnostics else None
         self.last_log += time.monotonic() - started  # so that images_per_s is the speed of training alone
-        if output is not None:
-            collapsed = self.ranks.broadcast(
-                is_collapsed(self.settings, logged.relative_std(*self.views_of_batch(output)), point["effective_rank"])
-            )
-            self.collapsed_evaluations = self.collapsed_evaluations + 1 if collapsed else 0
+
+    @torch.no_grad()
+    def linear_classes(self, bank: Tensor, bank_labels: Tensor, queries: Tensor) -> Tensor | None:
+        """The class (N,) of each query by a linear classifier fitted to the bank; None where that cannot be done.
+
+        On rank 0 alone, which writes the curves; features that are not finite can be fitted by none.
+        """
+        if self.ranks.rank > 0 or not (bank.isfinite().all() and queries.isfinite().all()):
+            return None
+        bank, queries = whiten(bank, queries)
+        classes: Tensor = fit_logistic(bank, bank_labels, self.num_classes)(queries).argmax(1)
+        return classes
+
+    def encode(self, images: Tensor) -> Tensor:
+        """z (N, d) of images (N, C, S, S)."""
+        with self.precision():
+            z: Tensor = self.model.projector(self.model.backbone(images)).float()
+        return z
 
     def features(self, split: Literal["bank", "query"]) -> tuple[Tensor, Tensor]:
         """Pooled backbone features (N, num_features) of this rank's share of unaugmented images, and their labels."""
@@ -282,9 +320,9 @@ class Training:
         if self.metrics is not None:
             self.hooks.before_publishing()
             self.metrics.sync()
-            if self.embeddings is not None:
-                logged.save_embeddings(self.folder, *self.embeddings, self.step, self.attempt)
-                self.embeddings = None
+            if self.held_out is not None:
+                self.held_out.save(self.folder, self.step, self.attempt)
+                self.held_out = None
             checkpoint.save(self.folder, self.state(), self.attempt)
         self.last_checkpoint = time.monotonic()
         self.hooks.on_saved(self.step)

@@ -19,7 +19,8 @@ def make_optimizer(settings: Settings, model: Siamese) -> torch.optim.Optimizer:
     """
     f = {"constant": settings.optimizer.schedule == "constant", "multiplier": 1.0}
     h = {"constant": settings.predictor.lr_schedule == "constant", "multiplier": settings.predictor.lr_multiplier}
-    groups = _groups(settings, (model.backbone, model.projector, model.prototypes), f)
+    own = [part for part in (model.D, model.transform) if isinstance(part, nn.Module)]
+    groups = _groups(settings, (model.backbone, model.projector, model.prototypes, *own), f)
     groups += _groups(settings, (model.predictor,), h)
     options: dict[str, Any] = {
         "lr": peak_rate(settings),

@@ -280,7 +280,9 @@ def test_every_form_of_embeddings_is_measured_alike(tmp_path: Path) -> None:
     assert {"knn_top1" in point for point in points[1:2]} == {True}
     with_views = np.stack([z.numpy(), z.numpy() + 0.1], 1)
     np.save(tmp_path / "h.npy", with_views)
-    assert measure(read_embeddings(tmp_path / "h.npy"))["positive_cosine"] > 0.9
+    of_views = measure(read_embeddings(tmp_path / "h.npy"))
+    assert of_views["positive_cosine"] > 0.9
+    assert 1 <= of_views["lidar"] <= 32
 
 
 def test_a_series_is_one_training_in_the_order_of_its_numbers(tmp_path: Path) -> None:

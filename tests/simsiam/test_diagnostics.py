@@ -7,20 +7,25 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import trapezoid
 
 from simsiam.evaluation.diagnostics import (
+    alpha_req,
     centre,
     effective_rank,
     explained_variance_area,
     is_collapsed,
+    lidar,
+    nesum,
     output_std,
     positive_cosine,
     predictor_alignment,
     spectrum,
+    stable_rank,
     uniformity,
 )
 from simsiam.record.catalogue import collapse_threshold
@@ -150,3 +155,55 @@ def test_predictor_alignment_against_numpy(n: int, d: int, seed: int) -> None:
     assert found <= math.sqrt(2) + 1e-5
     polynomial = correlation @ correlation + correlation
     assert predictor_alignment(torch.from_numpy(polynomial), torch.from_numpy(z)).item() == pytest.approx(0, abs=1e-4)
+
+
+def test_spectral_measures_are_numpy_s() -> None:
+    draws = np.random.default_rng(0)
+    features = draws.normal(size=(400, 120)) * np.arange(1, 121) ** -0.6 + 3.0
+    values = np.sort(np.linalg.eigvalsh(np.cov(features.T, bias=True)))[::-1]
+    assert nesum(torch.from_numpy(features)) == pytest.approx(values.sum() / values[0])
+    norms = np.linalg.norm(features, "fro") ** 2 / np.linalg.norm(features, 2) ** 2
+    assert stable_rank(torch.from_numpy(features)) == pytest.approx(norms)
+    slope = np.polyfit(np.log(np.arange(5, 101)), np.log(values[4:100]), 1)[0]
+    assert alpha_req(torch.from_numpy(features)) == pytest.approx(-slope)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
+def test_alpha_req_is_the_power_of_the_eigenvalues(alpha: float) -> None:
+    columns = scipy.linalg.hadamard(128)[:, 1:101]  # orthogonal, mean 0, of variance 1
+    features = torch.from_numpy(columns * np.arange(1, 101) ** (-alpha / 2))
+    assert alpha_req(features) == pytest.approx(alpha, abs=1e-9)
+    assert math.isnan(alpha_req(torch.ones(10, 20)))
+
+
+def test_spectral_measures_at_their_ends() -> None:
+    flat = torch.from_numpy(scipy.linalg.hadamard(64)[:, 1:33].astype(float))
+    assert nesum(flat) == pytest.approx(32)
+    assert stable_rank(flat) == pytest.approx(32)
+    for collapsed in (torch.full((50, 8), 2.0), torch.zeros(50, 8)):
+        assert nesum(collapsed) == pytest.approx(1)
+        assert stable_rank(collapsed) == pytest.approx(1)
+
+
+def test_lidar_is_the_rank_of_numpy_s_discriminants() -> None:
+    draws = np.random.default_rng(1)
+    z = draws.normal(size=(200, 1, 12)) * np.arange(1, 13) ** -1.0 + 0.2 * draws.normal(size=(200, 4, 12))
+    means = z.mean(1)
+    between = np.cov(means.T, bias=True)
+    within = np.mean([np.outer(v, v) for v in (z - means[:, None]).reshape(-1, 12)], axis=0) + 1e-4 * np.eye(12)
+    root = scipy.linalg.fractional_matrix_power(within, -0.5)
+    values = np.linalg.eigvalsh(root @ between @ root)
+    share = values / values.sum()
+    assert lidar(torch.from_numpy(z)) == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+
+
+def test_lidar_counts_what_tells_images_apart_and_not_what_views_change() -> None:
+    draws = torch.Generator().manual_seed(0)
+    images = torch.zeros(500, 1, 20, dtype=torch.float64)
+    images[..., :5] = torch.randn(500, 1, 5, generator=draws, dtype=torch.float64)
+    views = images + 0.01 * torch.randn(500, 6, 20, generator=draws, dtype=torch.float64)
+    assert lidar(views) == pytest.approx(5, rel=0.05)
+    noise = torch.zeros(500, 6, 20, dtype=torch.float64)
+    noise[..., 5:] = 10 * torch.randn(500, 6, 15, generator=draws, dtype=torch.float64)
+    assert lidar(views + noise) == pytest.approx(5, rel=0.1)  # where effective_rank would see 15 directions more
+    assert lidar(torch.ones(30, 4, 6)) == pytest.approx(1)

@@ -16,9 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 
+from simsiam.data.batches import make_source
 from simsiam.data.dataset import Dataset, Split
 from simsiam.data.sets import load
+from simsiam.evaluation.linear import whiten
+from simsiam.evaluation.logistic import PENALTY
+from simsiam.model.siamese import Siamese
 from simsiam.record import checkpoint
 from simsiam.record import curves as metrics
 from simsiam.record.catalogue import spectrum_ranks
@@ -58,8 +63,15 @@ def test_points_have_the_documented_names(small: Small, tmp_path: Path) -> None:
     assert run(small(), tmp_path) in ("healthy", "collapsed")
     points = metrics.merge(tmp_path)
     assert {key: points[0][key] for key in ("epoch", "step")} == {"epoch": 0.0, "step": 0}
-    measured = {"epoch", "step", "knn_top1", "effective_rank"}
-    assert set(points[0]) == measured | {"explained_variance_area", "spectrum"}
+    measured = {"epoch", "step", "num_queries", "knn_top1", "knn_correct", "effective_rank"}
+    linear = {"linear_top1", "linear_correct"}  # before the first step, and at the end
+    of_more = {"explained_variance_area", "spectrum", "lidar", "alpha_req", "nesum", "stable_rank"}
+    evaluations = [point for point in points if "knn_top1" in point]
+    assert [set(point) for point in evaluations] == [
+        measured | of_more | linear,
+        measured | of_more,
+        measured | of_more | linear,
+    ]
     names = {"epoch", "step", "loss", "lr", "z_std", "z_std_relative", "grad_norm", "images_per_s"}
     parts = {f"grad_norm_{part}" for part in ("backbone", "projector", "predictor")}
     assert set(points[1]) == names | parts | {"positive_cosine", "uniformity", "centre"}
@@ -78,7 +90,8 @@ def test_diagnostics_can_be_switched_off_and_change_nothing(small: Small, tmp_pa
         assert {name: with_more[name] for name in point if name != "images_per_s"} == {
             name: value for name, value in point.items() if name != "images_per_s"
         }
-    assert set(off[0]) == {"epoch", "step", "knn_top1", "effective_rank"}
+    measured = {"epoch", "step", "num_queries", "knn_top1", "knn_correct", "effective_rank"}
+    assert set(off[0]) == measured | {"linear_top1", "linear_correct"}
     assert not (tmp_path / "off" / "embeddings.npz").exists()
     assert config_id(small(), "x") == config_id(small(evaluation__diagnostics=False), "x")
 
@@ -125,7 +138,8 @@ def test_logged_diagnostics_are_those_of_numpy(small: Small, tmp_path: Path) -> 
         z, labels, step = kept["z"].astype(float), kept["labels"], int(kept["step"])
     last = next(point for point in reversed(points) if "spectrum" in point)
     assert step == last["step"]
-    assert len(z) == len(labels) == 4 * z.shape[1]
+    assert len(z) == 4 * z.shape[1]
+    assert len(labels) == last["num_queries"]
     unit = z / np.linalg.norm(z, axis=1, keepdims=True)
     singular = np.linalg.svd(unit - unit.mean(0), compute_uv=False) / np.sqrt(len(z))
     np.testing.assert_allclose(last["spectrum"], singular[spectrum_ranks(z.shape[1]) - 1], atol=2e-3)  # float16
@@ -136,6 +150,44 @@ def test_logged_diagnostics_are_those_of_numpy(small: Small, tmp_path: Path) -> 
             assert 0 <= point["predictor_alignment"] <= 1.4143
             # The identity between two measures: the variances of unit vectors sum to 1 - |mean|^2.
             assert point["z_std_relative"] ** 2 <= 1 - point["centre"] + 1e-5
+
+
+def test_which_images_were_right_is_recorded_and_adds_up(small: Small, tmp_path: Path) -> None:
+    run(small(), tmp_path)
+    evaluations = [point for point in metrics.merge(tmp_path) if "knn_top1" in point]
+    for point in evaluations:
+        for kind in ("knn", "linear"):
+            if f"{kind}_top1" in point:
+                right = metrics.unpack(point[f"{kind}_correct"], point["num_queries"])
+                assert 100 * right.mean() == pytest.approx(point[f"{kind}_top1"])
+    with np.load(tmp_path / "embeddings.npz") as kept:
+        for kind in ("knn", "linear"):
+            right = metrics.unpack(evaluations[-1][f"{kind}_correct"], evaluations[-1]["num_queries"])
+            np.testing.assert_array_equal(kept[f"{kind}_classes"] == kept["labels"], right)
+        assert len(kept["features"]) == len(kept["labels"]) <= 1000
+
+
+def test_the_linear_top1_of_a_run_is_that_of_its_checkpoint(small: Small, tmp_path: Path) -> None:
+    """Extracted anew from the weights that were kept, and solved by scikit-learn."""
+    settings = small()
+    run(settings, tmp_path)
+    data = load(settings.data, tmp_path)
+    model = Siamese(settings, data.num_channels, len(data.train))
+    state = checkpoint.load(tmp_path)
+    assert state is not None
+    model.load_state_dict(state["model"])
+    model.eval()
+    source = make_source(settings, data, torch.device("cpu"))
+    with torch.no_grad():
+        parts = [[(model.backbone(x), y) for x, y in source.plain(split)] for split in ("bank", "query")]
+    (bank, truth), (queries, labels) = ([torch.cat(column) for column in zip(*part, strict=True)] for part in parts)
+    whitened, test_whitened = whiten(bank, queries)
+    theirs = LogisticRegression(C=1 / (len(bank) * PENALTY), tol=1e-9, max_iter=10_000)
+    theirs.fit(whitened.double().numpy(), truth.numpy())
+    right = theirs.predict(test_whitened.double().numpy()) == labels.numpy()
+    last = [point for point in metrics.merge(tmp_path) if "linear_top1" in point][-1]
+    assert last["step"] == state["step"]
+    assert last["linear_top1"] == pytest.approx(100 * right.mean(), abs=100 / len(labels))  # one image on the border
 
 
 @pytest.mark.parametrize("stop_at", [1, 7, 10, 13])
