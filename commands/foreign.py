@@ -95,7 +95,7 @@ def diagnose_files(targets: list[str], words: Words, out: Path | None, as_json: 
         _print_table(found)
     for name, read, each in found:
         if len(found) == 1 or each.diagnosis.verdict not in ("healthy", "too early to say"):
-            _print_one(name, read, each)
+            print_one(name, read, each)
 
 
 Found = list[tuple[str, str, "ForeignDiagnosis"]]  # a name, how it was read, the diagnosis
@@ -203,7 +203,8 @@ def _print_table(found: Found) -> None:
     make_console().print(table)
 
 
-def _print_one(name: str, read: str, each: ForeignDiagnosis) -> None:
+def print_one(name: str, read: str, each: ForeignDiagnosis, *, causes: bool = True) -> None:
+    """A verdict and what it rests on."""
     diagnosis, console = each.diagnosis, make_console()
     unit = str(each.run.get("unit_of_time"))
     at = ""
@@ -218,7 +219,7 @@ def _print_one(name: str, read: str, each: ForeignDiagnosis) -> None:
     lines += [f"  It would tell more: {ask}." for ask in each.asks]
     if diagnosis.causes:
         lines += ["  Usual causes that what you gave shows:", *(f"    {cause.sentence}" for cause in diagnosis.causes)]
-    elif diagnosis.other_causes:
+    elif diagnosis.other_causes and causes:
         lines.append("  Usual causes:")
         lines += [f"    {cause.sentence}" for cause in diagnosis.other_causes]
     for line in lines:
