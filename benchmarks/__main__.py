@@ -28,6 +28,7 @@ MODULES = (
     "growth",
     "reporting",
     "diagnostics",
+    "monitor",
     "command",
     "shared_cores",
     "alternatives",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from commands.console import Table, count, make_console, print_json, print_prose
+from commands.foreign import Words, diagnose_files, is_foreign
 from commands.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -28,21 +29,92 @@ if TYPE_CHECKING:
 
     from analysis.diagnosis.rules import Diagnosis
 
-Target = Annotated[
-    str, typer.Argument(metavar="RUN-OR-STUDY-OR-FOLDER", help="A run (its name or folder), a study, a folder of runs.")
+Targets = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN|STUDY|FOLDER|FILE...",
+        help="A run (its name or folder), a study, a folder of runs; or files of other programs: logs (CSV, JSON lines,"
+        " TensorBoard, exports of Weights & Biases), or embeddings (.npy, .npz, .pt, .safetensors, .parquet).",
+    ),
 ]
 
 
 def diagnose(
-    target: Target,
+    targets: Targets,
     runs: Runs = DEFAULT_RUNS,
     data: Data = DEFAULT_DATA,
     scale: ScaleName = None,
     set_: Set = None,
     seeds: Seeds = None,
     as_json: AsJson = False,
+    kind: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--kind", help="Of a log: csv, lightning, wandb, jsonl, tensorboard. Default: found by itself."),
+    ] = None,
+    column: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--column", metavar="MEASURE=NAME", help="Of a log: loss=train/neg_cos, say. Repeatable."),
+    ] = None,
+    loss: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--loss", help="Of a log: cosine, nt-xent, ... as loss.name, or byol for 2 - 2 cosine."),
+    ] = None,
+    dim: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--dim", min=2, help="Of a log: d, the width of z."),
+    ] = None,
+    batch: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--batch", min=1, help="Of a log: images in a batch."),
+    ] = None,
+    output_bn: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--output-bn", help="Of a log: BN on z: affine, plain (without scale and shift) or none."),
+    ] = None,
+    classes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--classes", min=2, help="Of a file: how many classes the images have."),
+    ] = None,
+    epochs: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            "--epochs", min=0, help="Of a log: epochs (steps, where it has none) planned. Default: it is whole."
+        ),
+    ] = None,
+    series: Annotated[
+        bool, typer.Option("--series", help="Of embeddings: the files are of one training, in order of their numbers.")
+    ] = False,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="Of files: where a figure goes (PDF, SVG, PNG), without its ending."),
+    ] = None,
 ) -> None:
-    """What happened to a run and why we think so: the verdict, the evidence, when it set in, the usual causes."""
+    """What happened to a run and why we think so: the verdict, the evidence, when it set in, the usual causes.
+
+    Of other programs' files too: what was read is printed, and what is not given is asked for where it would matter.
+    """
+    words = Words(kind, column or [], loss, dim, batch, output_bn, classes, epochs, series, set_ or [])
+    if kind is not None or all(map(is_foreign, targets)):
+        return diagnose_files(targets, words, out, as_json)
+    if len(targets) > 1:
+        wrong = next(target for target in targets if not is_foreign(target))
+        raise SettingsError(
+            f"{wrong}: is no file; of runs and studies `diagnose` takes one, of files as many as you like"
+        )
+    if of_files := [option for option in words.options() if option != "--set"] + ["--out"] * (out is not None):
+        raise SettingsError(f"{', '.join(of_files)}: is of logs and embeddings; {targets[0]} is none")
+    return _diagnose_runs(targets[0], runs, data, scale, set_, seeds, as_json)
+
+
+def _diagnose_runs(
+    target: str,
+    runs: Path,
+    data: Path,
+    scale: str | None,
+    set_: list[str] | None,
+    seeds: str | None,
+    as_json: bool,
+) -> None:
     from analysis import load_runs
     from analysis.diagnosis.rules import diagnose_runs
 

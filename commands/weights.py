@@ -34,7 +34,11 @@ if TYPE_CHECKING:
 
 def evaluate(
     study: Annotated[
-        str, typer.Argument(metavar="STUDY", help="A study, all, or the folder of one run (also an imported one).")
+        str,
+        typer.Argument(
+            metavar="STUDY|RUN|CHECKPOINT",
+            help="A study, all, the folder of one run (also an imported one), or a file with anybody's backbone.",
+        ),
     ],
     protocol: Annotated[
         Optional[str],  # noqa: UP045
@@ -50,11 +54,17 @@ def evaluate(
     ] = 1,
     device: Device = "auto",
     as_json: AsJson = False,
+    arch: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--arch", help="Of a checkpoint: torchvision's or timm's name. Default: the ResNet that it is."),
+    ] = None,
 ) -> None:
     """Linear evaluation of every run of a study that has ended, or of one run's folder; none is trained anew.
 
     paper: LARS, batch 4096, 90 epochs, augmented crops (App. A). sgd: its alternative. features: logistic
     regression on features that are computed once, which training records by itself; seconds at small scales.
+    Of a checkpoint, with --data DIR (DIR/train/CLASS/IMAGE, DIR/test or val) or --set data.name: also kNN and the
+    diagnosis of its features.
     """
     from experiments.local.pool import prepare_environment
     from simsiam.machine import num_cores
@@ -73,6 +83,14 @@ def evaluate(
         raise SettingsError(f"protocol: {name!r} is not one of {known}{nearest(name, list(PROTOCOLS))}  [--protocol]")
     device = device_named(device)
     check_gpus(device, ranks)
+    if Path(study).is_file() and Path(study).suffix not in (".yaml", ".yml"):
+        if scale or seeds or ranks > 1:
+            raise SettingsError(
+                "--scale, --seeds and --ranks are of studies and runs; a checkpoint is evaluated as it is"
+            )
+        return _evaluate_checkpoint(Path(study), arch, data, set_ or [], name, device, as_json)
+    if arch is not None:
+        raise SettingsError(f"arch: is of a checkpoint; {study} is no file  [--arch]")
     rows: list[tuple[str, str, str, RunFolder, Settings | None]] = []  # no settings: not to be evaluated
     if (Path(study) / "config.yaml").exists():
         if set_ or seeds or scale:
@@ -109,6 +127,35 @@ def evaluate(
         table.add_row(label, variant, seed, *numbers, run.run_id if found else f"({run.status().state})")
     make_console().print(table)
     say(f"Protocol {name}; {count(len(results), 'run')} evaluated. Results are in each run's linear-{name}.json.")
+
+
+def _evaluate_checkpoint(
+    path: Path, arch: str | None, data: Path, overrides: list[str], protocol: str, device: str, as_json: bool
+) -> None:
+    import pandas as pd
+    import torch
+
+    from analysis.diagnosis.foreign import diagnose_embeddings
+    from commands.foreign import print_one
+    from experiments.weights.checkpoints import evaluate_backbone, read_backbone, settings_for
+    from experiments.weights.embeddings import as_row
+    from simsiam.evaluation.linear import PROTOCOLS
+
+    backbone = read_backbone(path, arch)
+    settings = settings_for(backbone, data, overrides)
+    tell = (lambda _: None) if as_json else say
+    read = f"Read: a {backbone.architecture}, from {backbone.where}; {backbone.left_out} other tensors are left out."
+    tell(read)
+    linear, point, features = evaluate_backbone(
+        backbone, settings, data, PROTOCOLS[protocol], torch.device(device), tell
+    )
+    point.pop("spectrum", None)
+    frame = pd.DataFrame([{"run": str(path), "step": 1, "epoch": 1.0, "diverged": False, **point}])
+    found = diagnose_embeddings(frame, as_row(features) | {"run": str(path)}, None)
+    if as_json:
+        return print_json({"read": read, "linear": linear, "features": point, **found.as_json()})
+    print_one(str(path), read, found, causes=False)
+    say(f"  Linear evaluation ({protocol}): top-1 {linear['top1']:.1f} %, top-5 {linear['top5']:.1f} %.")
 
 
 def import_(

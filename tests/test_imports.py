@@ -36,7 +36,17 @@ ROOMS = {
         ("registry",),
         ("garbage",),
     ),
-    "analysis": (("formats",), ("frames",), ("diagnosis",), ("figures",), ("verdicts",), ("report",), ("notebook",)),
+    "analysis": (
+        ("formats",),
+        ("frames",),
+        ("diagnosis",),
+        ("monitor",),
+        ("lightning_callback",),
+        ("figures",),
+        ("verdicts",),
+        ("report",),
+        ("notebook",),
+    ),
 }
 
 

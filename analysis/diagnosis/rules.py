@@ -35,6 +35,7 @@ VERDICTS = (  # in the order in which one hides another
     "slow optimisation",
     "healthy",
     "too early to say",
+    "cannot tell",  # what is logged does not tell health from a collapse, or has no scale
 )
 
 # Theory: half of the way from chance to the optimum. For the cosine it is 60 degrees between p and z.
@@ -57,6 +58,13 @@ POINT_FROM = 0.5
 NUM_TURNS = 4  # two whole swings: fewer are a bump
 # Theory: ten times as far above the optimum as chance is; no normalised loss starts there.
 DIVERGED_FROM = -9.0
+# Convention: half of the std, which is three quarters of the variance, has gone.
+SHARE_OF_HIGHEST_STD = 0.5
+# Convention: the cosine loss of two random views that are told apart from other images has not come nearer to its
+# minimum than this in any run that we know; without stop-gradient it ends at -0.999 and less (Fig. 2).
+AT_THE_MINIMUM = 0.995
+# Convention: an accuracy that rose by so many points since it was first measured shows that something was learnt.
+ACCURACY_RISE = 5.0
 # Convention: what has to be logged before a curve is judged, and how much of the run has to be over.
 NUM_POINTS = 8
 NUM_IN_A_ROW = 3
@@ -82,12 +90,17 @@ class Diagnosis:
     run: str
     verdict: str  # one of VERDICTS
     evidence: tuple[str, ...]  # sentences with numbers
-    step: float  # when it set in, NaN for healthy and too early to say
+    step: float  # when it set in, NaN for healthy, too early to say and cannot tell
     epoch: float
     also: tuple[Finding, ...]  # what else the curves show
     causes: tuple[Cause, ...]  # that this run's settings show
     other_causes: tuple[Cause, ...]  # known for the verdict, but not in this run's settings
     recorded: str | None  # the outcome in its result
+
+    def __str__(self) -> str:
+        since = "" if math.isnan(self.step) else f", from step {self.step:,.0f} on"
+        causes = [f"usual cause: {cause.sentence}" for cause in self.causes or self.other_causes]
+        return "\n  ".join([f"{self.run}: {self.verdict}{since}", *self.evidence, *causes])
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; NaN is None."""
@@ -174,6 +187,21 @@ class _Signs:
         return float(value) if isinstance(value, int | float) else math.nan
 
     @property
+    def enough(self) -> int:
+        """How many values in a row decide: one where each is of many images, as that of an embedding file is."""
+        return 1 if self.of_embeddings else NUM_IN_A_ROW
+
+    @property
+    def of_embeddings(self) -> bool:
+        return self.run.get("of_embeddings") is True
+
+    @property
+    def unit(self) -> str:
+        """In which the column ``epoch`` counts: epochs, but for logs of other programs that have none."""
+        unit = self.run.get("unit_of_time")
+        return unit if isinstance(unit, str) else "epoch"
+
+    @property
     def ended(self) -> bool:
         return bool(self.run.get("state") == "done")
 
@@ -190,6 +218,9 @@ def _findings(signs: _Signs) -> Iterator[Finding]:
     """All that the curves show, in no order; something in any case."""
     trouble = [*_divergence(signs), *_complete_collapse(signs)]
     yield from trouble
+    if signs.of_embeddings or (not len(signs.loss) and signs.share >= SHARE_OF_RUN and len(signs.std) >= NUM_POINTS):
+        yield from _without_loss(signs) if not trouble else ()
+        return
     if len(signs.loss) < NUM_POINTS or signs.share < SHARE_OF_RUN:
         if not trouble:
             yield Finding("too early to say", (_how_far(signs),))
@@ -200,13 +231,52 @@ def _findings(signs: _Signs) -> Iterator[Finding]:
     if trouble or more:
         return
     if signs.scale is None:
-        yield Finding("too early to say", ("Its settings are not known, so that its loss has no scale.",))
+        yield Finding(
+            "cannot tell", ("Its settings are not known, so that its loss has no scale.", *_std_sentences(signs))
+        )
     elif (
         not signs.ended and signs.scale.level_tells and end_of(signs.scale.progress(signs.loss[:, 2])) < CONVERGED_FROM
     ):
         yield Finding("too early to say", (_how_far(signs), _loss_sentence(signs, signs.scale)))
+    elif not _is_spread(signs):
+        yield Finding("cannot tell", (*_why_not_spread(signs), _loss_sentence(signs, signs.scale)))
     else:
         yield Finding("healthy", (*_std_sentences(signs), _loss_sentence(signs, signs.scale)))
+
+
+def _without_loss(signs: _Signs) -> Iterator[Finding]:
+    """What can be said where no loss is known: of embeddings, and of a log that has none."""
+    if found := [*_dimensional_collapse(signs)]:
+        yield from found
+    elif signs.of_embeddings:
+        yield Finding("healthy", (*_std_sentences(signs), *_centre_sentences(signs)))
+    else:
+        text = "No loss is logged, so that nothing tells whether training converged."
+        yield Finding("cannot tell", (text, *_std_sentences(signs)))
+
+
+def _is_spread(signs: _Signs) -> bool:
+    """Whether anything that is logged excludes a collapse: a loss near its optimum does not."""
+    std_kept = len(signs.std) > 0 and end_of(signs.std[:, 2]) >= SHARE_OF_HIGHEST_STD * signs.std[:, 2].max()
+    return bool(std_kept or len(signs.rank) or _has_learnt(signs))
+
+
+def _has_learnt(signs: _Signs) -> bool:
+    """Whether kNN accuracy rose since it was first measured, and was not lost again."""
+    knn = signs.knn[:, 2]
+    return len(knn) > 1 and knn[-1] >= knn[0] + ACCURACY_RISE and knn[-1] > knn.max() - ACCURACY_FALL
+
+
+def _why_not_spread(signs: _Signs) -> Iterator[str]:
+    if len(signs.std):
+        high, low = signs.std[:, 2].max(), end_of(signs.std[:, 2])
+        yield f"The std fell to {100 * low / high:.0f} % of its highest, and nothing else excludes a collapse."
+        yield from _std_sentences(signs)
+    else:
+        yield (
+            "Nothing that is logged tells health from a collapse: a collapsed network has a low loss, too. Log the std"
+            " of z/|z| (z_std), which is 1/sqrt(d) in health and goes to 0 in a collapse."
+        )
 
 
 # --- the rules ---------------------------------------------------------------------------------------------------
@@ -220,6 +290,9 @@ def _divergence(signs: _Signs) -> Iterator[Finding]:
         if len(signs.loss):
             evidence.append(f"The last loss before it was {signs.loss[-1, 2]:.4g}, the first {signs.loss[0, 2]:.4g}.")
         yield Finding("divergence", tuple(evidence), step, epoch)
+    elif signs.of_embeddings and signs.number("not_finite") > 0:
+        text = f"Of {signs.number('num_vectors'):,.0f} vectors {signs.number('not_finite'):,.0f} are not finite."
+        yield Finding("divergence", (text,))
     elif signs.run.get("outcome") == "diverged":
         yield Finding("divergence", ("Its result says that it diverged; the curves do not show where.",))
     elif signs.scale is not None and len(signs.loss):
@@ -238,17 +311,67 @@ def _complete_collapse(signs: _Signs) -> Iterator[Finding]:
     start = trailing(signs.std[:, 2] < threshold_of(signs.run))
     line = trailing(signs.rank[:, 2] < ONE_LINE_BELOW)
     is_point = len(signs.centre) and end_of(signs.centre[:, 2]) >= POINT_FROM
-    if len(signs.std) - start < NUM_IN_A_ROW and is_point and len(signs.rank) - line >= 2:
+    if len(signs.std) - start < signs.enough and is_point and len(signs.rank) - line >= min(2, signs.enough):
         evidence = [*_rank_sentences(signs), *_centre_sentences(signs), *_std_sentences(signs)]
         yield Finding("complete collapse", tuple(evidence), *signs.rank[line, :2])
-    if len(signs.std) - start >= NUM_IN_A_ROW:
+    if len(signs.std) - start >= signs.enough:
         evidence = [*_std_sentences(signs), *_centre_sentences(signs), *_rank_sentences(signs)]
         if len(signs.centre) and end_of(signs.centre[:, 2]) < POINT_FROM:
             yield Finding("dimensional collapse", tuple(evidence), *signs.std[start, :2])
             return
+        if told := _too_far_for_a_point(signs):
+            yield Finding("dimensional collapse", (told, *evidence), *signs.std[start, :2])
+            return
         if signs.scale is not None and len(signs.loss):
             evidence.insert(1, _loss_sentence(signs, signs.scale))
         yield Finding("complete collapse", tuple(evidence), *signs.std[start, :2])
+    elif told := _no_better_than_a_point(signs):
+        start = trailing(smooth(signs.std[:, 2]) ** 2 < 1 - POINT_FROM)
+        yield Finding(
+            "complete collapse", (told, *_std_sentences(signs)), *signs.std[min(start, len(signs.std) - 1), :2]
+        )
+    elif not len(signs.std) and not len(signs.rank) and signs.scale is not None and signs.scale.name == "cosine":
+        start = trailing(signs.scale.progress(signs.loss[:, 2]) > AT_THE_MINIMUM)
+        if len(signs.loss) - start >= max(NUM_IN_A_ROW, len(signs.loss) // 10):
+            text = "Two random views do not agree so well unless all images do; the std of z/|z| would prove it."
+            yield Finding("complete collapse", (_loss_sentence(signs, signs.scale), text), *signs.loss[start, :2])
+
+
+def _cosines(signs: _Signs) -> tuple[float, float] | None:
+    """The cosine of p and z at the end, and what a constant p would reach if all channels of z vary alike.
+
+    Where no centre is logged and p follows z; else None. The centre is then 1 - std^2 d, and a constant p has its root
+    as its mean cosine with z.
+    """
+    if len(signs.centre) or not len(signs.std) or signs.scale is None or signs.scale.name != "cosine":
+        return None
+    cosine = -end_of(signs.loss[:, 2]) if len(signs.loss) else math.nan
+    of_constant = math.sqrt(max(1 - end_of(signs.std[:, 2]) ** 2, 0.0))
+    return (cosine, of_constant) if cosine >= CONVERGED_FROM else None
+
+
+def _too_far_for_a_point(signs: _Signs) -> str:
+    """A sentence where the std is low, but p is further from z than from a z near one point; else ""."""
+    cosines = _cosines(signs)
+    if cosines is None or cosines[0] >= cosines[1] - SMALLEST_SWING:
+        return ""
+    return (
+        f"The std is low, but z is no point: a constant p would have a cosine of {cosines[1]:.2f} with it, and p has"
+        f" {cosines[0]:.2f}. So z varies in a few channels only."
+    )
+
+
+def _no_better_than_a_point(signs: _Signs) -> str:
+    """A sentence where the std is above its limit, but most of z/|z| is its centre and a constant p would do; or ""."""
+    cosines = _cosines(signs)
+    if cosines is None or len(signs.std) < NUM_IN_A_ROW or len(signs.rank):
+        return ""
+    if end_of(signs.std[:, 2]) ** 2 >= 1 - POINT_FROM or cosines[0] >= cosines[1] + SMALLEST_SWING:
+        return ""
+    return (
+        f"A constant p would have a cosine of {cosines[1]:.2f} with such a z, and p has {cosines[0]:.2f}: hardly more,"
+        " so that the loss is that of a z near one point."
+    )
 
 
 def threshold_of(run: Mapping[Any, Any]) -> float:
@@ -273,6 +396,7 @@ def _dimensional_collapse(signs: _Signs) -> Iterator[Finding]:
         evidence = (uses, f"{meaning}.", *history, *_std_sentences(signs))
         yield Finding("dimensional collapse", evidence, *trained[start, :2])
         return
+    yield from _lost_std(signs)
     if not len(trained):
         return
     start = trailing(trained[:, 2] < SHARE_OF_HIGHEST_RANK * signs.rank[:, 2].max())
@@ -280,6 +404,20 @@ def _dimensional_collapse(signs: _Signs) -> Iterator[Finding]:
     if len(trained) - start >= enough and then - now >= ACCURACY_FALL:  # False where no accuracy is logged: NaN
         evidence = (*_rank_sentences(signs), "So directions were lost, and accuracy with them.", *_std_sentences(signs))
         yield Finding("dimensional collapse", evidence, *trained[start, :2])
+
+
+def _lost_std(signs: _Signs) -> Iterator[Finding]:
+    """Where no rank is logged: the std is above its limit, but below half of its highest, and accuracy was lost."""
+    if len(signs.rank) or not len(signs.std) or not len(signs.knn) or end_of(signs.std[:, 2]) < threshold_of(signs.run):
+        return
+    highest = int(np.argmax(signs.std[:, 2]))
+    start = trailing(smooth(signs.std[:, 2]) < SHARE_OF_HIGHEST_STD * signs.std[highest, 2])
+    then = float(np.interp(signs.std[highest, 0], signs.knn[:, 0], signs.knn[:, 2]))
+    now = float(signs.knn[-1, 2])
+    if len(signs.std) - start >= NUM_IN_A_ROW and then - now >= ACCURACY_FALL:
+        share = end_of(signs.std[:, 2]) / signs.std[highest, 2]
+        text = f"The std fell to {100 * share:.0f} % of its highest, kNN accuracy by {then - now:.1f} points since."
+        yield Finding("dimensional collapse", (text, *_std_sentences(signs)), *signs.std[start, :2])
 
 
 def _accuracy_since_highest_rank(signs: _Signs) -> tuple[float, float]:
@@ -341,7 +479,7 @@ def _convergence(signs: _Signs) -> Iterator[Finding]:
         return
     warmup = signs.number("optimizer.warmup_epochs")
     epochs = signs.loss[:, 1] - (warmup if math.isfinite(warmup) else 0)
-    half = np.flatnonzero(progress >= CONVERGED_FROM)
+    half = np.flatnonzero(progress >= CONVERGED_FROM * end_of(progress))  # of the way that it came
     quarter = len(progress) // 4
     gain = float(progress[-max(quarter, 1) :].mean() - progress[quarter : 2 * quarter + 1].mean())
     if end_of(progress) < CONVERGED_FROM:
@@ -354,9 +492,9 @@ def _convergence(signs: _Signs) -> Iterator[Finding]:
             )
     elif epochs[half[0]] > SLOW_HALF_AFTER * max(epochs[-1], 1e-12):
         text = (
-            f"It took {epochs[half[0]]:.3g} of {epochs[-1]:.3g} epochs after the warm-up for the first half of the way"
+            f"It took {epochs[half[0]]:.3g} of {epochs[-1]:.3g} {signs.unit}s after the warm-up for the first half of"
         )
-        yield Finding("slow optimisation", (f"{text} from chance to the optimum.", sentence, *_std_sentences(signs)))
+        yield Finding("slow optimisation", (f"{text} the way that it came.", sentence, *_std_sentences(signs)))
 
 
 # --- sentences ---------------------------------------------------------------------------------------------------
@@ -379,7 +517,9 @@ def _centre_sentences(signs: _Signs) -> list[str]:
     if not len(signs.centre):
         return []
     end = end_of(signs.centre[:, 2])
-    meaning = "z is near one point" if end >= POINT_FROM else "z is no point, but varies in a few channels only"
+    low = len(signs.std) > 0 and end_of(signs.std[:, 2]) < threshold_of(signs.run)
+    meaning = "z is no point, but varies in a few channels only" if low else "z is no point"
+    meaning = "z is near one point" if end >= POINT_FROM else meaning
     return [f"The centre |E z/|z||^2 is {end:.2f}: {meaning} (1 is a point)."]
 
 
@@ -400,11 +540,10 @@ def _rank_sentences(signs: _Signs) -> list[str]:
     width = signs.number("projector.output_dim")
     of = f"{width:.0f}" if math.isfinite(width) else "many"
     start = f"{first[2]:.1f} {'before training' if first[0] == 0 else 'when first measured'}"
-    most = f" and at most {highest[2]:.1f} (epoch {highest[1]:.3g})" if highest[0] != first[0] else ""
-    found = [
-        f"z uses about {last:.0f} of its {of} directions (effective rank {last:.1f}).",
-        f"The rank was {start}{most}.",
-    ]
+    most = f" and at most {highest[2]:.1f} ({signs.unit} {highest[1]:.3g})" if highest[0] != first[0] else ""
+    found = [f"z uses about {last:.0f} of its {of} directions (effective rank {last:.1f})."]
+    if len(signs.rank) > 1 or not signs.of_embeddings:
+        found.append(f"The rank was {start}{most}.")
     then, now = _accuracy_since_highest_rank(signs)
     if last < SHARE_OF_HIGHEST_RANK * highest[2] and math.isfinite(then):
         found.append(f"It has more than halved since, while kNN accuracy went from {then:.1f} to {now:.1f} %.")
@@ -426,8 +565,8 @@ def _loss_sentence(signs: _Signs, scale: LossRange) -> str:
 
 def _how_far(signs: _Signs) -> str:
     epoch, epochs = signs.number("epoch"), signs.number("epochs")
-    of_run = "" if math.isnan(epoch) or math.isnan(epochs) else f" of {epoch:.2f} of {epochs:g} epochs"
-    return f"{len(signs.loss)} losses are logged{of_run}."
+    of_run = "" if math.isnan(epoch) or math.isnan(epochs) else f" of {epoch:.2f} of {epochs:g} {signs.unit}s"
+    return f"{len(signs.loss)} {'loss is' if len(signs.loss) == 1 else 'losses are'} logged{of_run}."
 
 
 def _context(signs: _Signs) -> Iterator[str]:

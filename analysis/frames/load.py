@@ -207,6 +207,8 @@ def _with_defaults(found: Mapping[str, Any] | None, defaults: Mapping[str, Any],
     """All settings: a switch that is newer than the folder has a default that keeps the old behaviour."""
     if found is None:
         return {}
+    if found.get("foreign") is True:  # of another program: what it does not say is not known, and is no default
+        return {**dict.fromkeys(defaults, math.nan), **{path: found[path] for path in found if path != "foreign"}}
     unknown = {path for path in found.keys() - defaults.keys() if not is_argument(path)}
     if unknown:
         notes.append(f"settings unknown to this version: {', '.join(sorted(unknown))[:200]}")

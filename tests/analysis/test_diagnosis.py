@@ -52,7 +52,7 @@ def test_confusion_matrix_of_simulated_runs(capsys: pytest.CaptureFixture[str]) 
     matrix = confusion(pairs)
     with capsys.disabled():
         print(f"\n{show(matrix)}")
-    assert set(KINDS) == set(VERDICTS)
+    assert set(KINDS) == set(VERDICTS) - {"cannot tell"}  # which is of a log that lacks what our runs have
     right = np.diag(matrix) / matrix.sum(axis=1)
     assert right.min() >= 0.8, right  # each kind; what is missed is printed, and in docs/diagnosis.md
     assert np.diag(matrix).sum() / matrix.to_numpy().sum() >= 0.9

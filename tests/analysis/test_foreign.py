@@ -1,0 +1,404 @@
+"""Files of other programs: what is read of them, and how often the diagnosis is right."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from analysis.diagnosis.foreign import Given, diagnose_log
+from analysis.diagnosis.rules import VERDICTS
+from analysis.frames.foreign_columns import MOST_POINTS, as_log, choose_columns, measure_of
+from analysis.frames.foreign_files import KINDS, read_tables
+from commands.app import app
+from experiments.weights.embeddings import ENDINGS, measure, read_embeddings
+from simsiam.errors import SettingsError
+from simsiam.evaluation.diagnostics import output_std
+from simsiam.record.catalogue import METRICS
+from tests.analysis.test_diagnosis import confusion, show
+from tests.conftest import ROOT
+from tests.foreign_logs.edge_cases import million_rows
+
+CATALOGUE = ROOT / "tests" / "foreign_logs"
+LABELS = yaml.safe_load((CATALOGUE / "labels.yaml").read_text())
+HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
+
+
+def call(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["diagnose", *map(str, arguments)])
+
+
+def found(*arguments: object) -> list[dict[str, Any]]:
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.exception
+    made: list[dict[str, Any]] = json.loads(result.stdout)
+    return made
+
+
+def options(given: dict[str, Any]) -> list[str]:
+    """What the owner of a log says of it, as it would be typed."""
+    words = []
+    for name, value in given.items():
+        if name == "columns":
+            words += [word for measure, column in value.items() for word in ("--column", f"{measure}={column}")]
+        elif name == "temperature":
+            words += ["--set", f"loss.temperature={value}"]
+        else:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
+
+
+@pytest.mark.parametrize("half", ["make", "test"])
+def test_confusion_matrix_of_foreign_files(half: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs, wrong = [], []
+    for name, entry in LABELS.items():
+        if entry["half"] != half or (name.endswith("tfevents") and not HAS_TENSORBOARD):
+            continue
+        (one,) = found(CATALOGUE / "logs" / name, *options(entry["given"]))
+        pairs.append((entry["truth"], one["verdict"]))
+        wrong += [f"{name}: {entry['truth']}, diagnosed {one['verdict']}"] if len(set(pairs[-1])) > 1 else []
+    matrix = confusion(pairs)
+    with capsys.disabled():
+        print(f"\n{half}\n{show(matrix[matrix.sum(axis=1) > 0])}\n{len(pairs) - len(wrong)} of {len(pairs)}; {wrong}")
+    assert len(wrong) <= 0.1 * len(pairs)
+    for truth in ("divergence", "complete collapse", "dimensional collapse"):
+        assert matrix.loc[truth, "healthy"] == 0
+
+
+# --- what is read ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "measure"),
+    [
+        ("train_loss", "loss"), ("loss", "loss"), ("train/neg_cos", "loss"), ("Loss/train", "loss"), ("val_loss", None),
+        ("trainLoss", "loss"), ("representation_std", "z_std"), ("z_std", "z_std"), ("std of z", "z_std"),
+        ("grad_std", None), ("knn_acc", "knn_top1"), ("kNN_accuracy", "knn_top1"), ("knn top-5", None),
+        ("RankMe", "effective_rank"), ("rank", None), ("global_step", "step"), ("step_time", None), ("iter", "step"),
+        ("train_loss_step", "loss"), ("train_loss_epoch", "loss"), ("epoch", "epoch"), ("lr", None), ("time", None),
+        ("Collapse Level", "collapse_level"), ("train/uniformity", None), ("uniformity", "uniformity"),
+    ],
+)  # fmt: skip
+def test_names_of_columns(name: str, measure: str | None) -> None:
+    assert measure_of(name) == measure
+
+
+def log_of(path: Path, columns: dict[str, str] | None = None, kind: str | None = None) -> Any:
+    (table,) = read_tables(path, lambda names: choose_columns(names, columns or {}), kind)
+    return as_log(table, columns or {})
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", " "])
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_separators_and_decimals(separator: str, decimal: str, tmp_path: Path) -> None:
+    if separator == decimal:
+        return
+    path = tmp_path / "log.txt"
+    frame = pd.DataFrame({"epoch": [0, 1, 2], "loss": [-0.25, -0.5, -0.75], "phase": ["a", "b", "c"]})
+    frame.to_csv(path, sep=separator, decimal=decimal, index=False)
+    log = log_of(path)
+    assert log.points["loss"].tolist() == [-0.25, -0.5, -0.75]
+    assert log.matched == {"epoch": "epoch", "loss": "loss"}
+
+
+def test_the_same_log_in_every_form_gives_the_same_points(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"epoch": np.arange(50) // 5, "step": np.arange(50) * 10, "loss": -random.random(50)})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_json(tmp_path / "b.jsonl", orient="records", lines=True)
+    frame.to_json(tmp_path / "c.json", orient="records")
+    frame.to_csv(tmp_path / "metrics.csv", index=False)
+    of_run = frame.rename(columns={"step": "Step", "loss": "my - run - loss", "epoch": "my - run - epoch"})
+    of_run["my - run - loss__MIN"] = of_run["my - run - loss__MAX"] = 0.0
+    of_run[["Step", *(name for name in of_run if name != "Step")]].to_csv(tmp_path / "w.csv", index=False)
+    names = ["a.csv", "b.jsonl", "c.json", "metrics.csv", "w.csv"]
+    if HAS_TENSORBOARD:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(tmp_path / "events") as writer:
+            for row in frame.itertuples():
+                writer.add_scalar("loss", row.loss, row.step)
+                writer.add_scalar("epoch", row.epoch, row.step)
+        names.append("events")
+    logs = [log_of(tmp_path / name) for name in names]
+    for log in logs:
+        np.testing.assert_allclose(log.points["loss"], frame["loss"], atol=1e-6)
+        np.testing.assert_allclose(log.points["step"], frame["step"])
+        assert log.points["epoch"].is_monotonic_increasing
+        assert log.points["epoch"].iloc[-1] == pytest.approx(10)  # the tenth epoch is over
+
+
+def test_a_restart_keeps_what_the_later_attempt_wrote(tmp_path: Path) -> None:
+    steps, loss = [*range(10), *range(6, 15), *range(12, 20)], iter(range(100))
+    values = [-next(loss) / 100 for _ in steps]
+    pd.DataFrame({"step": steps, "loss": values}).to_csv(tmp_path / "a.csv", index=False)
+    points = log_of(tmp_path / "a.csv").points
+    assert points["step"].tolist() == list(range(20))
+    expected = dict(zip(steps, values, strict=True))  # of each step the last
+    assert points["loss"].tolist() == [expected[step] for step in range(20)]
+
+
+def test_steps_that_begin_anew_in_each_epoch_are_no_restarts(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"epoch": np.arange(40) // 10, "iter": np.arange(40) % 10, "loss": np.linspace(0, -1, 40)})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    points = log_of(tmp_path / "a.csv").points
+    assert len(points) == 40
+    assert points["step"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "inf", "-inf"])
+def test_a_loss_that_stays_nan_diverged_and_one_that_comes_back_did_not(word: str, tmp_path: Path) -> None:
+    loss = [f"{-0.8 * (1 - 0.9**i):.4f}" for i in range(100)]
+    for end, verdict in ((True, "divergence"), (False, "healthy")):
+        bad = range(70, 100) if end else (20, 50, 51)
+        rows = [f"{i},{word if i in bad else loss[i]},0.06" for i in range(100)]
+        (tmp_path / "a.csv").write_text("\n".join(["step,loss,z_std", *rows]))
+        (one,) = found(tmp_path / "a.csv", "--dim", 256, "--loss", "cosine", "--batch", 64)
+        assert one["verdict"] == verdict
+        assert (one["set_in"]["step"] == 70) == end
+        assert any("came back" in text for text in one["rests_on"]) != end
+
+
+def test_long_logs_are_thinned_and_keep_their_evaluations(tmp_path: Path) -> None:
+    n = 3 * MOST_POINTS
+    frame = pd.DataFrame({"step": np.arange(n), "loss": np.linspace(0, -0.9, n)})
+    frame["knn_acc"] = [0.5 if i % 1000 == 7 else np.nan for i in range(n)]
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    points = log_of(tmp_path / "a.csv").points
+    assert len(points) < 1.1 * MOST_POINTS
+    assert points["knn_top1"].notna().sum() == n // 1000
+    assert points["knn_top1"].dropna().eq(50).all()
+
+
+SCRIPT = """
+import resource, sys
+from commands.app import app
+try:
+    app(["diagnose", sys.argv[1], "--dim", "256"])
+except SystemExit:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(used.ru_utime + used.ru_stime, int(peak.split()[1]) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_a_million_rows_take_less_than_5_s_and_500_mb(tmp_path: Path) -> None:
+    million_rows(tmp_path / "edge.csv")
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "edge.csv")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ": complete collapse" in done.stdout
+    seconds, mib = map(float, done.stdout.splitlines()[-1].split())
+    assert seconds < 5  # of CPU time, which other work on the machine does not lengthen
+    assert mib < 500
+
+
+# --- what is asked for -------------------------------------------------------------------------------------------
+
+
+def test_what_would_change_the_verdict_is_asked_for_and_nothing_else(tmp_path: Path) -> None:
+    n = 200
+    frame = pd.DataFrame({"step": range(n), "loss": -0.95 * (1 - np.exp(-np.arange(n) / 20))})
+    low = frame.assign(z_std=0.31 / 16, rankme=50)  # 0.31 of 1/sqrt(256): a collapse, if the output BN hides it
+    low.to_csv(tmp_path / "low.csv", index=False)
+    (asked,) = found(tmp_path / "low.csv", "--dim", 256, "--batch", 128)
+    assert any(text.startswith("--output-bn: with plain") for text in asked["asks"])
+    assert asked["verdict"] != "healthy"
+    frame.assign(z_std=0.98 / 16).to_csv(tmp_path / "fine.csv", index=False)
+    (fine,) = found(tmp_path / "fine.csv")
+    assert (fine["verdict"], fine["asks"]) == ("healthy", [])
+    assert any("d is taken for 256" in text for text in fine["rests_on"])
+
+
+def test_no_health_without_evidence(tmp_path: Path) -> None:
+    """A collapsed and a healthy network have the same loss; an accuracy that rises tells them apart."""
+    frame = pd.DataFrame({"epoch": range(100), "loss": -0.9 * (1 - np.exp(-np.arange(100) / 10))})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    (one,) = found(tmp_path / "a.csv")
+    assert one["verdict"] == "cannot tell"
+    assert "Log the std" in " ".join(one["evidence"])
+    frame["knn"] = np.linspace(20, 60, 100)
+    frame.to_csv(tmp_path / "b.csv", index=False)
+    (one,) = found(tmp_path / "b.csv")
+    assert one["verdict"] == "healthy"
+
+
+def test_a_constant_p_has_the_cosine_that_the_rule_says() -> None:
+    """z whose channels vary alike around a mean: the best constant p has the root of the centre as mean cosine."""
+    random = torch.Generator().manual_seed(0)
+    for spread in (0.3, 0.6, 1.0):
+        z = torch.nn.functional.normalize(1 + spread * torch.randn(5000, 256, generator=random), dim=1)
+        best = torch.nn.functional.normalize(z.mean(0), dim=0)
+        std = output_std(z).item() * 16
+        assert (z @ best).mean().item() == pytest.approx((1 - std**2) ** 0.5, abs=0.01)
+
+
+def test_the_settings_that_are_given_name_their_causes(tmp_path: Path) -> None:
+    (one,) = found(
+        CATALOGUE / "logs" / "plain-n.csv", "--set", "target.stop_gradient=false", "--set", "predictor.kind=mlp"
+    )
+    assert one["verdict"] == "complete collapse"
+    assert [cause["setting"] for cause in one["causes"]] == ["target.stop_gradient = false"]
+
+
+# --- embeddings --------------------------------------------------------------------------------------------------
+
+
+def test_every_form_of_embeddings_is_measured_alike(tmp_path: Path) -> None:
+    z = torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(300) % 3
+    np.save(tmp_path / "a.npy", z.numpy())
+    np.savez(tmp_path / "b.npz", embeddings=z.numpy(), labels=labels.numpy())
+    torch.save(z, tmp_path / "c.pt")
+    torch.save({"z": z, "targets": labels}, tmp_path / "d.pth")
+    files = ["a.npy", "b.npz", "c.pt", "d.pth"]
+    if importlib.util.find_spec("safetensors"):
+        from safetensors.torch import save_file
+
+        save_file({"features": z}, tmp_path / "e.safetensors")
+        files.append("e.safetensors")
+    if importlib.util.find_spec("pyarrow"):
+        pd.DataFrame({"embedding": list(z.numpy()), "label": labels.numpy()}).to_parquet(tmp_path / "f.parquet")
+        pd.DataFrame(z.numpy()).add_prefix("x").to_parquet(tmp_path / "g.parquet")
+        files += ["f.parquet", "g.parquet"]
+    points = [measure(read_embeddings(tmp_path / name)) for name in files]
+    for point in points:
+        assert point["z_std"] == pytest.approx(output_std(z).item(), rel=1e-5)
+        assert point["effective_rank"] == pytest.approx(points[0]["effective_rank"])
+        assert set(point) - {"spectrum"} <= set(METRICS)
+    assert {"knn_top1" in point for point in points[1:2]} == {True}
+    with_views = np.stack([z.numpy(), z.numpy() + 0.1], 1)
+    np.save(tmp_path / "h.npy", with_views)
+    of_views = measure(read_embeddings(tmp_path / "h.npy"))
+    assert of_views["positive_cosine"] > 0.9
+    assert 1 <= of_views["lidar"] <= 32
+
+
+def test_a_series_is_one_training_in_the_order_of_its_numbers(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for epoch in (2, 10, 1):
+        spread = {1: 1.0, 2: 0.3, 10: 0.01}[epoch]
+        np.save(tmp_path / f"z-{epoch}.npy", 1 + spread * random.normal(size=(200, 32)))
+    files = [tmp_path / f"z-{epoch}.npy" for epoch in (10, 1, 2)]
+    (one,) = found(*files, "--series")
+    assert one["verdict"] == "complete collapse"
+    assert one["set_in"]["epoch"] == 10
+    assert [each["verdict"] for each in found(*files)][1] != "complete collapse"
+
+
+def test_figures_of_logs_and_of_embeddings(tmp_path: Path) -> None:
+    for names in (("plain-a.csv", "plain-b.csv"), ("ends-a.npz", "ends-c.npy")):
+        out = tmp_path / names[0]
+        assert call(*(CATALOGUE / "logs" / name for name in names), "--out", out).exit_code == 0
+        assert all(out.with_name(f"{out.name}.{kind}").stat().st_size for kind in ("pdf", "svg", "png"))
+
+
+# --- what cannot be read -----------------------------------------------------------------------------------------
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("unpickled"),))
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.pt", "a.csv", "a.jsonl"])
+def test_nothing_is_unpickled(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    trap = np.array([Trap(), Trap()], object)
+    if name == "a.npy":
+        np.save(path, trap)
+    elif name == "a.npz":
+        np.savez(path, z=trap)
+    elif name == "a.pt":
+        torch.save(Trap(), path)
+    else:
+        path.write_bytes(pickle.dumps(Trap()))
+    result = call(path)
+    assert result.exit_code != 0
+    assert len(str(result.exception).splitlines()) == 1
+    assert str(path) in str(result.exception)
+    assert not (tmp_path / "unpickled").exists()
+
+
+BAD: dict[str, bytes] = {
+    "empty.csv": b"", "header.csv": b"epoch,loss\n", "numbers.csv": b"1,2\n3,4\n", "strange.csv": b"a,b\n1,2\n",
+    "empty.jsonl": b"", "broken.jsonl": b"{{{{\n{{\n", "list.json": b"[1, 2]", "binary.csv": bytes(range(256)) * 50,
+    "deep.jsonl": b'{"a":' * 100_000, "empty.npy": b"", "cut.npy": b"\x93NUMPY\x01\x00v\x00", "text.npz": b"hello",
+    "text.pt": b"hello", "text.safetensors": b"hello", "x.tfevents": b"hello there, this is no event file at all",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_a_bad_file_gets_one_clear_line(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(BAD[name])
+    result = call(path)
+    assert result.exit_code != 0
+    message = str(result.exception)
+    assert len(message.splitlines()) == 1
+    assert path.stem in message
+    assert not isinstance(result.exception, KeyError | IndexError | AttributeError)
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--loss", "cosin"], "did you mean 'cosine'"), (["--output-bn", "no"], "affine, plain, none"),
+        (["--column", "loss"], "MEASURE=COLUMN"), (["--column", "los=loss"], "did you mean 'loss'"),
+        (["--column", "loss=lss"], "has no column 'lss'"), (["--kind", "xml"], "csv, lightning"),
+        (["--set", "optimizer.lr=fast"], "optimizer.lr"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_named(arguments: list[str], words: str) -> None:
+    result = call(CATALOGUE / "logs" / "plain-a.csv", *arguments)
+    assert result.exit_code != 0
+    assert words in str(result.exception)
+
+
+def test_options_of_files_are_refused_for_runs(tmp_path: Path) -> None:
+    result = call("stop-gradient", "--dim", 64)
+    assert "--dim" in str(result.exception)
+
+
+def test_any_table_of_numbers_gets_a_verdict_or_one_line() -> None:
+    """Fuzz: columns of any values, missing and not finite ones among them, in any order of steps."""
+    random = np.random.default_rng(0)
+    from analysis.frames.foreign_files import Table
+
+    for _ in range(200):
+        n = int(random.integers(1, 60))
+        columns = {
+            name: random.normal(size=n)
+            for name in ("step", "epoch", "loss", "z_std", "rankme", "knn")
+            if random.random() < 0.7
+        }
+        for values in columns.values():
+            values[random.random(n) < random.choice([0, 0.3, 1])] = random.choice([np.nan, np.inf])
+        if not set(columns) - {"step", "epoch"}:
+            continue
+        table = Table("any", "csv", list(columns), columns)
+        if all(np.isnan(values).all() for name, values in columns.items() if name not in ("step", "epoch")):
+            with pytest.raises(SettingsError, match="no number"):
+                as_log(table, {})
+            continue
+        log = as_log(table, {})
+        assert diagnose_log(log, Given()).diagnosis.verdict in VERDICTS
+
+
+def test_the_help_names_every_kind_and_ending() -> None:
+    text = call("--help").output
+    assert all(kind in text for kind in KINDS)
+    assert all(ending in text for ending in ENDINGS if ending != ".pth")
