@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from commands.console import about, count, say
+from commands.integrations import completion
 from commands.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -38,7 +39,13 @@ if TYPE_CHECKING:
 FILES_PER_RUN = 14  # settings, provenance, state, result, two checkpoints, and of each attempt a lease and curves
 
 ClusterName = Annotated[
-    str, typer.Option("--cluster", metavar="NAME", help="A profile: an example that ships, or a .yaml file.")
+    str,
+    typer.Option(
+        "--cluster",
+        metavar="NAME",
+        help="A profile: an example that ships, or a .yaml file.",
+        autocompletion=completion.clusters,
+    ),
 ]
 
 
