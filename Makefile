@@ -8,7 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python run_ablation.py
 
-.PHONY: demo test test-cluster test-lowest lint bench clean
+.PHONY: demo test test-cluster test-lowest lint schemas bench clean
 .DEFAULT_GOAL := demo
 
 # Stamps say which part of the environment is in place; a changed pyproject.toml renews it.
@@ -47,6 +47,10 @@ test-lowest:
 	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
 	.venv-lowest/bin/python -m pytest
+
+# The JSON Schemas of the YAML files, from the models that read them.
+schemas: $(VENV)/installed
+	for kind in study scale method cluster; do $(RUN) schema $$kind > experiments/schemas/$$kind.json || exit 1; done
 
 # Speed beside the peers, which are pinned and live in an environment of their own. QUICK=1 takes under 5 minutes;
 # DATA=DIR (with cifar10/{train,test}/CLASS/IMAGE and photographs/ in it) adds the rows that need real images.

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import typer
 
 from commands import cluster, data, demo, diagnose, gc, report, studies, verify, weights
+from commands.integrations import completion, schema
 from commands.options import FAILURE, STOPPED, USAGE
 from simsiam.errors import SettingsError, UserError
 
@@ -44,6 +45,8 @@ app.command()(weights.evaluate)
 app.command("import")(weights.import_)
 app.command()(weights.export)
 app.command()(gc.gc)
+app.command()(schema.schema)
+app.command()(completion.completion)
 app.add_typer(data_app, name="data")
 app.add_typer(cluster_app, name="cluster")
 cluster_app.command("check")(cluster.check)
@@ -59,6 +62,10 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a locale without the paper's symbols shows a question mark for them
             stream.reconfigure(errors="replace")
+    if completion.VARIABLE in os.environ:  # a shell asks, at a press of Tab
+        from typer.completion import completion_init  # type: ignore[attr-defined]
+
+        completion_init()
     with _clear_errors():
         app()
 

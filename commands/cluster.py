@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from commands.console import Table, about, count, make_console, number, print_json, say
+from commands.integrations import completion
 from commands.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -48,7 +49,13 @@ if TYPE_CHECKING:
 FILES_PER_RUN = 14  # settings, provenance, state, result, two checkpoints, and of each attempt a lease and curves
 
 ClusterName = Annotated[
-    str, typer.Option("--cluster", metavar="NAME", help="A profile: an example that ships, or a .yaml file.")
+    str,
+    typer.Option(
+        "--cluster",
+        metavar="NAME",
+        help="A profile: an example that ships, or a .yaml file.",
+        autocompletion=completion.clusters,
+    ),
 ]
 
 

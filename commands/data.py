@@ -8,12 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from commands.console import count, say
+from commands.integrations import completion
 from commands.options import DEFAULT_DATA, Data, Set
 
 
 def data_prepare(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="fashion-mnist, cifar10, cifar100, stl10, svhn or folder.")
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="fashion-mnist, cifar10, cifar100, stl10, svhn or folder.",
+            autocompletion=completion.data_sets,
+        ),
     ],
     data: Data = DEFAULT_DATA,
     set_: Set = None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from commands.console import say
+from commands.integrations import completion
 from simsiam.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -22,18 +23,29 @@ USAGE, FAILURE, STOPPED = 2, 1, 130  # exit codes
 StudyName = Annotated[
     str,
     typer.Argument(
-        metavar="STUDY", help="A study that ships (see `list`), a .yaml file, or all: every study that ships."
+        metavar="STUDY",
+        help="A study that ships (see `list`), a .yaml file, or all: every study that ships.",
+        autocompletion=completion.studies,
     ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", envvar="ABLATION_RUNS", help="Where run folders are.")]
 Data = Annotated[Path, typer.Option("--data", envvar="ABLATION_DATA", help="Where the images are.")]
 ScaleName = Annotated[
     Optional[str],  # noqa: UP045 - typer reads it at run time
-    typer.Option("--scale", help="smoke, cpu, cifar or imagenet. Default: cifar with a GPU, else cpu."),
+    typer.Option(
+        "--scale",
+        help="smoke, fashion, cpu, cifar or imagenet. Default: cifar with a GPU, else cpu.",
+        autocompletion=completion.scales,
+    ),
 ]
 Set = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("--set", metavar="PATH=VALUE", help="A setting for all cells, e.g. epochs=2. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="A setting for all cells, e.g. epochs=2. Repeatable.",
+        autocompletion=completion.settings,
+    ),
 ]
 Seeds = Annotated[
     Optional[str],  # noqa: UP045

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from commands.console import Table, about, count, make_console, print_json, print_prose, say
+from commands.integrations import completion
 from commands.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -205,7 +206,12 @@ def run(
 
 
 def grid(
-    axes: Annotated[list[str], typer.Argument(metavar="PATH=VALUE,VALUE ...", help="The axes of the grid.")],
+    axes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH=VALUE,VALUE ...", help="The axes of the grid.", autocompletion=completion.settings
+        ),
+    ],
     runs: Runs = DEFAULT_RUNS,
     data: Data = DEFAULT_DATA,
     scale: ScaleName = None,
@@ -336,11 +342,19 @@ def _came_to(made: Plan, ended: list[str]) -> dict[str, str]:
 def show_config(
     study: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(metavar="[STUDY]", help="A study; without one, the scale's settings alone."),
+        typer.Argument(
+            metavar="[STUDY]",
+            help="A study; without one, the scale's settings alone.",
+            autocompletion=completion.studies,
+        ),
     ] = None,
     variant: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--variant", help="One variant of the study. Default: the first."),
+        typer.Option(
+            "--variant",
+            help="One variant of the study. Default: the first.",
+            autocompletion=completion.variants,
+        ),
     ] = None,
     scale: ScaleName = None,
     set_: Set = None,

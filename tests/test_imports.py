@@ -35,6 +35,7 @@ ROOMS = {
         ("slurm",),
         ("registry",),
         ("garbage",),
+        ("schema",),
     ),
     "analysis": (
         ("formats",),

@@ -10,9 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import core_schema
 
 from experiments.studies.design import Design
 from experiments.studies.yaml_files import Document, parse_kind, parse_model
@@ -31,29 +41,49 @@ EVENTS = {
 }
 
 
-def _one_of(kind: str, known: tuple[str, ...]) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if value not in known:
-            raise ValueError(f"no such {kind}{nearest(str(value), list(known))} (known: {', '.join(known)})")
+@dataclass(frozen=True)
+class _OneOf:
+    """That a text is one of those that are known: pydantic checks it, the JSON Schema lists them."""
+
+    kind: str
+    known: tuple[str, ...]
+
+    def _check(self, value: Any) -> Any:
+        if value not in self.known:
+            near = nearest(str(value), list(self.known))
+            raise ValueError(f"no such {self.kind}{near} (known: {', '.join(self.known)})")
         return value
 
-    return BeforeValidator(check)
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: Any) -> dict[str, Any]:
+        return {"enum": list(self.known)}
 
 
-Metric = Annotated[str, _one_of("metric", METRICS)]
-Curve = Annotated[str, _one_of("metric with a curve", CURVES)]
+Metric = Annotated[str, _OneOf("metric", METRICS)]
+Curve = Annotated[str, _OneOf("metric with a curve", CURVES)]
 Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0, lt=1)]  # of all runs, of which the seeds are a sample
 Events = Annotated[
-    tuple[Annotated[str, _one_of("event", tuple(EVENTS))], ...],
+    tuple[Annotated[str, _OneOf("event", tuple(EVENTS))], ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
     Field(min_length=1),
+    WithJsonSchema({"anyOf": [{"enum": [*EVENTS]}, {"type": "array", "items": {"enum": [*EVENTS]}, "minItems": 1}]}),
 ]
 # A variant, or a pair [A, B]: what A has more than B.
 Operand: TypeAlias = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda value: value if isinstance(value, tuple | dict) else (value,)),
     Field(min_length=1, max_length=2),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 2},
+            ]
+        }
+    ),
 ]
 
 
@@ -99,7 +129,7 @@ class Ratio(_Threshold):
     """A metric of a variant at the end, divided by a reference that needs no learning."""
 
     kind: Literal["ratio"]
-    to: Annotated[str, _one_of("reference", tuple(REFERENCES))]
+    to: Annotated[str, _OneOf("reference", tuple(REFERENCES))]
 
     @model_validator(mode="after")
     def _fits(self) -> Ratio:
@@ -216,8 +246,8 @@ class Claim(BaseModel):
     name: str
     says: str
     where: str = ""  # in the paper; "": a claim of the user's own
-    made_at: Annotated[str, _one_of("scale", SCALES)] = "imagenet"  # the scale of the paper's claim
-    scales: tuple[Annotated[str, _one_of("scale", SCALES)], ...] = SCALES  # at which it can be checked
+    made_at: Annotated[str, _OneOf("scale", SCALES)] = "imagenet"  # the scale of the paper's claim
+    scales: tuple[Annotated[str, _OneOf("scale", SCALES)], ...] = SCALES  # at which it can be checked
     note: str = ""  # what a reader must know about the check
     checks: tuple[Check, ...]
 
@@ -240,15 +270,15 @@ def claim_hash(claim: Claim, design: Design) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class _ClaimFile(BaseModel):
+class ClaimFile(BaseModel):
     """A claim as written; its name is the key, and its checks are read one by one, each as its own kind."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     says: str
     where: str = ""
-    made_at: Annotated[str, _one_of("scale", SCALES)] = "imagenet"
-    scales: tuple[Annotated[str, _one_of("scale", SCALES)], ...] = SCALES
+    made_at: Annotated[str, _OneOf("scale", SCALES)] = "imagenet"
+    scales: tuple[Annotated[str, _OneOf("scale", SCALES)], ...] = SCALES
     note: str = ""
     checks: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)]
 
@@ -262,13 +292,13 @@ def parse_claims(document: Document, variants: Mapping[str, tuple[str, ...]]) ->
     claims = []
     for name in document.content.get("claims", {}):
         keys = ("claims", name)
-        read = parse_model(_ClaimFile, document, lambda _: list(_ClaimFile.model_fields), keys)
+        read = parse_model(ClaimFile, document, lambda _: list(ClaimFile.model_fields), keys)
         checks: tuple[Any, ...] = tuple(
             parse_kind(KINDS, document, (*keys, "checks", str(i)), what="check") for i in range(len(read.checks))
         )
         for i, check in enumerate(checks):
             _know(check, document, (*keys, "checks", str(i)), variants, read.scales)
-        content = {field: getattr(read, field) for field in _ClaimFile.model_fields if field != "checks"}
+        content = {field: getattr(read, field) for field in ClaimFile.model_fields if field != "checks"}
         claims.append(Claim.model_construct(name=name, checks=checks, **content))
     return tuple(claims)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from experiments.studies.layers import Value, check_paths
 from experiments.studies.yaml_files import Document, parse_kind
@@ -37,7 +37,10 @@ class Curves(_Figure):
     """Metrics against epochs, a panel each: by default the three of Fig. 2."""
 
     kind: Literal["curves"] = "curves"
-    metrics: Annotated[tuple[Annotated[str, BeforeValidator(_check_metric)], ...], Field(min_length=1)] = FIG_2
+    metrics: Annotated[
+        tuple[Annotated[str, BeforeValidator(_check_metric), WithJsonSchema({"enum": [*CURVES]})], ...],
+        Field(min_length=1),
+    ] = FIG_2
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.studies.yaml_files import Document, parse_model, parse_value, read
 from simsiam.errors import SettingsError
@@ -37,20 +37,22 @@ class Block(BaseModel):
     """What a file says of settings, in one place of it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    include: str | tuple[str, ...] = ()  # other files, whose blocks come first
-    settings: dict[str, Any] = {}  # nested (``optimizer: {lr: 0.05}``) or dotted (``optimizer.lr: 0.05``)
+    include: str | tuple[str, ...] = Field((), description="other files, whose blocks come first")
+    settings: dict[str, Any] = Field(
+        {}, description="settings, nested (optimizer: {lr: 0.05}) or dotted (optimizer.lr: 0.05)"
+    )
 
 
 class ScaledBlock(Block):
     """A block, and what it has at one scale beside that."""
 
-    scales: dict[str, Block] = {}
+    scales: dict[str, Block] = Field({}, description="what differs at one scale, by the scale's name")
 
 
 class IncludedFile(ScaledBlock):
     """A file that studies and variants include: a method, or whatever they share."""
 
-    title: str = ""  # of a method that is a column of the table of methods
+    title: str = Field("", description="of a method that is a column of the table of methods")
 
 
 def read_included(path: Path) -> tuple[IncludedFile, Document]:

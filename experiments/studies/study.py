@@ -53,49 +53,59 @@ class _Part(BaseModel):
 class PaperResult(_Part):
     """What the paper reports for a variant: ImageNet linear evaluation of a ResNet-50, unless ``note`` differs."""
 
-    top1: float | None = None  # percent
-    spread: float | None = None  # of top1 over trials
-    trials: int | None = None
-    note: str = ""
+    top1: float | None = Field(None, description="percent")
+    spread: float | None = Field(None, description="of top1 over the trials, points")
+    trials: int | None = Field(None, description="how many trials the paper's number is the mean of")
+    note: str = Field("", description="what a reader of the number must know")
 
 
 class _Variant(ScaledBlock):
-    only: tuple[str, ...] = ()
-    derived: dict[str, str] = Field(default_factory=dict)
-    against: str | None = None
-    paper: PaperResult = PaperResult()
+    only: tuple[str, ...] = Field((), description="the scales at which it is run; none named: all")
+    derived: dict[str, str] = Field(
+        default_factory=dict, description="settings that are a multiple of another: FACTOR x SETTING, 1/8 x batch_size"
+    )
+    against: str | None = Field(None, description="the variant that its difference is taken to; else the baseline")
+    paper: PaperResult = Field(PaperResult(), description="what the paper reports for it")
 
 
 Seeds = Annotated[int, Field(ge=1, le=1000)]
 
 
-class _StudyFile(ScaledBlock):
-    title: str
-    where: str = ""  # in the paper
-    question: str = ""
-    expected: str = ""
-    seeds: Seeds | dict[str, Seeds] = 1
-    looks: Looks = LOOKS
-    level: Level = LEVEL
-    variants: dict[str, _Variant] = Field(default_factory=dict)
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    baseline: str | None = None
-    figures: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] = ()
-    claims: dict[str, Any] = Field(default_factory=dict)
+class StudyFile(ScaledBlock):
+    """Variants to compare, and what their runs should show."""
+
+    title: str = Field(description="of its report")
+    where: str = Field("", description="in the paper, such as Fig. 2; empty: a study of one's own")
+    question: str = Field("", description="what the runs are to answer")
+    expected: str = Field("", description="what the paper reports, or what you expect")
+    seeds: Seeds | dict[str, Seeds] = Field(1, description="runs of each variant, or as many by scale")
+    looks: Looks = Field(LOOKS, description="numbers of seeds at which its claims may be decided")
+    level: Level = Field(LEVEL, description="error of a verdict, over all looks")
+    variants: dict[str, _Variant] = Field(default_factory=dict, description="what is compared, by name")
+    grid: dict[str, tuple[Any, ...]] = Field(
+        default_factory=dict, description="values of settings; every combination, with each variant, is a variant"
+    )
+    baseline: str | None = Field(None, description="the variant that differences are taken to; else the first")
+    figures: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] = Field(
+        (), description="the figures of its report, in order; none listed: the three panels of Fig. 2"
+    )
+    claims: dict[str, Any] = Field(default_factory=dict, description="what the runs should show, by name")
 
 
 class Speed(_Part):
     """How fast a run of a scale was measured to be, for estimates."""
 
-    images_per_s: Annotated[float, Field(gt=0)]
-    device: str  # of one run
+    images_per_s: float = Field(gt=0, description="images a second in training")
+    device: str = Field(description="of one run, in words")
 
 
-class _ScaleFile(Block):
-    description: str
-    note: str = ""
-    speed: Speed
-    num_train: Annotated[int, Field(gt=0)]  # images in an epoch, for estimates before the data are there
+class ScaleFile(Block):
+    """A size at which studies are run: settings that come before theirs."""
+
+    description: str = Field(description="one line, for lists")
+    note: str = Field("", description="what a reader of its results must know")
+    speed: Speed = Field(description="how fast a run was measured to be, for estimates")
+    num_train: int = Field(gt=0, description="images in an epoch, for estimates before the data are there")
 
 
 @dataclass(frozen=True)
@@ -191,7 +201,7 @@ def load_scale(name: str) -> Scale:
             f"scale: {name!r} is not one of {', '.join(SCALES)}{nearest(name, list(SCALES))}  [--scale]"
         )
     document = read(HERE / "scales" / f"{name}.yaml")
-    parsed = parse_model(_ScaleFile, document, partial(_known_keys, _ScaleFile))
+    parsed = parse_model(ScaleFile, document, partial(_known_keys, ScaleFile))
     layer = layer_of(parsed, document, "scale", None)
     return Scale(name, parsed.description, parsed.note, parsed.speed, parsed.num_train, layer)
 
@@ -225,7 +235,7 @@ def load_study(name: str) -> Study:
                 f"{nearest(name, study_names())}"
             )
     document = read(path)
-    parsed = parse_model(_StudyFile, document, partial(_known_keys, _StudyFile))
+    parsed = parse_model(StudyFile, document, partial(_known_keys, StudyFile))
     for key, variant in parsed.variants.items():
         for scale in variant.only:
             if scale not in SCALES:

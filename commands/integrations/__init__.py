@@ -1,0 +1,1 @@
+"""Editors, shells and trackers: where the project meets other programs."""
