@@ -14,7 +14,7 @@ STUDY = "stop-gradient"
 
 
 def demo(runs: Runs = DEFAULT_RUNS, data: Data = DEFAULT_DATA, jobs: Jobs = None) -> None:
-    """Train and report Fig. 2 of the paper, with and without stop-gradient, on CIFAR-10 or else on Fashion-MNIST.
+    """Train and report the study of Figure 2, with and without stop-gradient, on CIFAR-10 or else Fashion-MNIST.
 
     CIFAR-10 is taken from the image folder DATA/cifar10/{train,test}/CLASS/, or downloaded; where neither can be,
     Fashion-MNIST takes its place, at a scale of its own. Stop it at any time: the same command goes on from there.
