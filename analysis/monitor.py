@@ -304,12 +304,12 @@ class CollapseMonitor:
 
 def _rank() -> int:
     distributed = torch.distributed
-    ready = distributed.is_available() and distributed.is_initialized()  # type: ignore[no-untyped-call]
+    ready = distributed.is_available() and distributed.is_initialized()
     return distributed.get_rank() if ready else 0
 
 
 def _peak_memory() -> int:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
     import resource
 

@@ -21,7 +21,7 @@ def demo(runs: Runs = DEFAULT_RUNS, data: Data = DEFAULT_DATA, jobs: Jobs = None
     """
     scale, settings, why = images(data)
     say(why)
-    run(STUDY, runs, data, scale, settings, SEEDS, jobs)
+    run(STUDY, runs, data, scale, settings, SEEDS, jobs=jobs)
     report(STUDY, runs, data, scale, settings, SEEDS)
 
 

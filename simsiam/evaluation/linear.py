@@ -120,8 +120,8 @@ def evaluate_linear(
     Raises :class:`NonFiniteError`; SettingsError for ranks that cannot share a batch equally.
     """
     started = time.monotonic()
-    by_steps = isinstance(protocol, LinearProtocol)
-    batch_size = min(protocol.batch_size if by_steps else PLAIN_BATCH, len(dataset.train))
+    by_steps = protocol if isinstance(protocol, LinearProtocol) else None
+    batch_size = min(by_steps.batch_size if by_steps else PLAIN_BATCH, len(dataset.train))
     own = _own_settings(settings, batch_size, seed)
     if by_steps:
         check_ranks(own, ranks.world_size, "--ranks")
