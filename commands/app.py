@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import typer
 
-from commands import cluster, data, demo, diagnose, gc, report, studies, verify, weights
+from commands import archive, cluster, data, demo, diagnose, gc, report, studies, verify, weights
 from commands.integrations import completion, schema
 from commands.options import FAILURE, STOPPED, USAGE
 from simsiam.errors import SettingsError, UserError
@@ -45,6 +45,8 @@ app.command()(weights.evaluate)
 app.command("import")(weights.import_)
 app.command()(weights.export)
 app.command()(gc.gc)
+app.command()(archive.archive)
+app.command()(archive.unpack)
 app.command()(schema.schema)
 app.command()(completion.completion)
 app.add_typer(data_app, name="data")

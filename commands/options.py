@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -28,7 +29,33 @@ StudyName = Annotated[
         autocompletion=completion.studies,
     ),
 ]
-Runs = Annotated[Path, typer.Option("--runs", envvar="ABLATION_RUNS", help="Where run folders are.")]
+READERS = ("report", "verify", "diagnose", "compare")  # take an archive in place of a folder of runs
+
+
+def _folder_of_runs(context: typer.Context, runs: Path) -> Path:
+    """The folder itself, or one with what an archive holds, as long as the command runs."""
+    if not runs.is_file():
+        return runs
+    if context.info_name not in READERS:
+        raise SettingsError(
+            f"runs: {runs} is a file; {', '.join(READERS)} read archives, others want a folder  [--runs]"
+        )
+    from experiments.runs.archive import unpack
+
+    folder = Path(context.with_resource(tempfile.TemporaryDirectory(prefix="runs-")))
+    unpack(runs, folder)
+    return folder
+
+
+Runs = Annotated[
+    Path,
+    typer.Option(
+        "--runs",
+        envvar="ABLATION_RUNS",
+        callback=_folder_of_runs,
+        help="Where run folders are; for commands that only read them also an archive of them.",
+    ),
+]
 Data = Annotated[Path, typer.Option("--data", envvar="ABLATION_DATA", help="Where the images are.")]
 ScaleName = Annotated[
     Optional[str],  # noqa: UP045 - typer reads it at run time

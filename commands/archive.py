@@ -1,0 +1,39 @@
+"""Commands on archives of runs: archive, unpack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands.console import count, say
+from commands.options import DEFAULT_RUNS, Runs
+
+
+def archive(
+    file: Annotated[Path, typer.Argument(metavar="FILE.tar.xz", help="What is written; it must not exist.")],
+    runs: Runs = DEFAULT_RUNS,
+    with_embeddings: Annotated[
+        bool, typer.Option("--with-embeddings", help="Also z of 1,000 images a run, which maps are drawn from.")
+    ] = False,
+) -> None:
+    """Pack all ended runs into one small file, without checkpoints: curves, results, settings, provenance.
+
+    Commands that read runs take it in place of their folder: `report all --runs FILE.tar.xz`.
+    """
+    from experiments.runs.archive import pack
+
+    made = pack(runs, file, with_embeddings=with_embeddings)
+    left_out = f"; {count(made.left_out, 'run')} left out, not ended" if made.left_out else ""
+    say(f"{file}: {count(made.num_runs, 'run')}, {made.bytes / 1e6:.1f} MB{left_out}.")
+
+
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE.tar.xz", help="An archive of runs.")],
+    runs: Runs = DEFAULT_RUNS,
+) -> None:
+    """Write the runs of an archive into the folder of runs, where they count as done; what is there is kept."""
+    from experiments.runs.archive import unpack as write
+
+    say(f"{runs}/: {count(write(file, runs), 'run')} of {file}.")
