@@ -303,9 +303,10 @@ class CollapseMonitor:
 
 
 def _rank() -> int:
-    distributed = torch.distributed
-    ready = distributed.is_available() and distributed.is_initialized()  # type: ignore[no-untyped-call]
-    return distributed.get_rank() if ready else 0
+    if not torch.distributed.is_available():
+        return 0
+    ready: bool = torch.distributed.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.distributed.get_rank() if ready else 0
 
 
 def _peak_memory() -> int:

@@ -239,7 +239,7 @@ def evaluate_backbone(
     tell("features for kNN and the diagnosis")
     found = {}
     for split in ("bank", "query"):
-        parts = [(module(images).float().flatten(1), labels) for images, labels in source.plain(split)]  # type: ignore[arg-type]
+        parts = [(module(images).float().flatten(1), labels) for images, labels in source.plain(split)]
         features, labels = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
         found[split] = features, labels
     features, labels = found["query"]
