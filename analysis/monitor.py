@@ -303,14 +303,12 @@ class CollapseMonitor:
 
 
 def _rank() -> int:
-    if not torch.distributed.is_available():
-        return 0
-    ready: bool = torch.distributed.is_initialized()  # type: ignore[no-untyped-call]
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_rank() if ready else 0
 
 
 def _peak_memory() -> int:
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return int(torch.cuda.max_memory_allocated())
     import resource
 

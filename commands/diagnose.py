@@ -232,7 +232,8 @@ def predictors(
         start = "-" if row["from"] != row["from"] else f"{100 * row['from']:.0f} %"
         interval = f"{row['low']:+.2f} to {row['high']:+.2f}"
         table.add_row(row["group"], row["diagnostic"], str(row["num"]), f"{row['correlation']:+.2f}", interval, start)
-    make_console().print(table)
+    if table.rows:
+        make_console().print(table)
     few = found.groupby("group")["correlation"].apply(lambda values: values.isna().all())
     if few.any():
         print_prose(make_console(), f"Too few variants, or none that differ: {', '.join(few.index[few])}.")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -48,7 +49,7 @@ def predictions(
     if name is None or f"final_{name}" not in ended:
         raise ValueError(f"none of the runs that have ended logged {name or ' or '.join(ACCURACIES)}")
     ended = ended[ended[f"final_{name}"].notna()]
-    by_run = dict(iter(points.groupby("run", sort=False)))
+    by_run: dict[Any, pd.DataFrame] = dict(iter(points.groupby("run", sort=False)))
     at = {share: _values(ended, by_run, share) for share in SHARES}
     rows = []
     for group, chosen in groups.items():
@@ -59,7 +60,10 @@ def predictions(
             for diagnostic in means:
                 pair = pd.concat([means[diagnostic], final], axis=1).dropna().to_numpy(float)
                 rows.append((group, diagnostic, share, len(pair), *correlation(pair)))
-    return pd.DataFrame(rows, columns=["group", "diagnostic", "share", "num", "correlation", "low", "high"])
+    made: pd.DataFrame = pd.DataFrame(
+        rows, columns=["group", "diagnostic", "share", "num", "correlation", "low", "high"]
+    )
+    return made
 
 
 def tells_from(found: pd.DataFrame) -> pd.DataFrame:
@@ -74,10 +78,11 @@ def tells_from(found: pd.DataFrame) -> pd.DataFrame:
                 break
             start = float(row["share"])
         rows.append({**last.to_dict(), "from": start})
-    return pd.DataFrame(rows)
+    made: pd.DataFrame = pd.DataFrame(rows)
+    return made
 
 
-def _values(runs: pd.DataFrame, by_run: Mapping[str, pd.DataFrame], share: float) -> pd.DataFrame:
+def _values(runs: pd.DataFrame, by_run: Mapping[Any, pd.DataFrame], share: float) -> pd.DataFrame:
     """The last value of each diagnostic of each run up to a share of its epochs, not those before training."""
     names = [metric.name for metric in CATALOGUE if metric.is_curve and metric.name not in NO_DIAGNOSTICS]
     rows = {}
@@ -93,7 +98,8 @@ def _values(runs: pd.DataFrame, by_run: Mapping[str, pd.DataFrame], share: float
         if "alpha_req" in found:
             found[DISTANCE] = abs(found["alpha_req"] - 1)
         rows[run] = found
-    return pd.DataFrame.from_dict(rows, orient="index").reindex(runs["run"])
+    made: pd.DataFrame = pd.DataFrame.from_dict(rows, orient="index").reindex(runs["run"])
+    return made
 
 
 def correlation(pairs: Values) -> tuple[float, float, float]:
