@@ -303,9 +303,8 @@ class CollapseMonitor:
 
 
 def _rank() -> int:
-    distributed = torch.distributed
-    ready = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_rank() if ready else 0
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if ready else 0
 
 
 def _peak_memory() -> int:

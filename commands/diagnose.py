@@ -185,6 +185,60 @@ def _print_one(diagnosis: Diagnosis, name: str, note: str) -> None:
         print_prose(console, line)
 
 
+def predictors(
+    target: Annotated[
+        str, typer.Argument(metavar="STUDY|all|FOLDER", help="A study, all studies, or a folder of runs.")
+    ] = "all",
+    runs: Runs = DEFAULT_RUNS,
+    data: Data = DEFAULT_DATA,
+    scale: ScaleName = None,
+    set_: Set = None,
+    seeds: Seeds = None,
+    accuracy: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--accuracy", help="linear_top1 or knn_top1. Default: the first of these that is logged."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Which diagnostic predicts accuracy: rank correlation over variants, in each study and over all, with intervals.
+
+    "From" is the part of a run from which on a diagnostic tells: the 95 % interval is on one side of 0 from there on.
+    """
+    from analysis import load_runs
+    from analysis.diagnosis.prediction import ACCURACIES, predictions, tells_from
+
+    if accuracy is not None and accuracy not in ACCURACIES:
+        raise SettingsError(f"accuracy: {accuracy!r} is not one of {', '.join(ACCURACIES)}  [--accuracy]")
+    if Path(target).is_dir():
+        points, rows = load_runs(target)
+        groups = {"all": rows["run"].tolist()}
+    else:
+        groups, chosen_scale = {}, scale_named(scale)
+        for study in studies_named(target):
+            made = plan_for([study], chosen_scale, seeds, set_, runs, data)
+            groups[study.name] = [planned.run_id for planned in made.cells]
+        names = list(dict.fromkeys(run for of_study in groups.values() for run in of_study))
+        points, rows = load_runs(runs, names)
+        if len(groups) > 1:
+            groups["all"] = names
+    try:
+        found = tells_from(predictions(groups, points, rows, accuracy))
+    except ValueError as error:
+        raise SettingsError(f"{target}: {error}") from None
+    if as_json:
+        return print_json([{k: v if v == v else None for k, v in row.items()} for row in found.to_dict("records")])
+    table = Table("study", "diagnostic", "variants>", "correlation>", "95 % interval>", "from>")
+    for row in found[found["correlation"].notna()].to_dict("records"):
+        start = "-" if row["from"] != row["from"] else f"{100 * row['from']:.0f} %"
+        interval = f"{row['low']:+.2f} to {row['high']:+.2f}"
+        table.add_row(row["group"], row["diagnostic"], str(row["num"]), f"{row['correlation']:+.2f}", interval, start)
+    if table.rows:
+        make_console().print(table)
+    few = found.groupby("group")["correlation"].apply(lambda values: values.isna().all())
+    if few.any():
+        print_prose(make_console(), f"Too few variants, or none that differ: {', '.join(few.index[few])}.")
+
+
 def compare(
     chosen: Annotated[list[str], typer.Argument(metavar="RUN RUN ...", help="Two runs or more: names or folders.")],
     runs: Runs = DEFAULT_RUNS,
