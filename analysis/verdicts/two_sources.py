@@ -50,12 +50,12 @@ class Sources:
         if self.variance == 0:
             return "No difference between seeds or images."
         shares = self.shares
-        more = "seeds" if self.seeds >= self.images else "test images"
+        largest = max(shares, key=lambda name: shares[name])
+        more = "more of either would help" if largest == "both" else f"more {largest} would help most"
         return (
             f"{format_signed(self.mean)} ± {math.sqrt(self.variance):.2g} points over {self.num_seeds} seeds and "
             f"{self.num_images:,} test images; of that variance {100 * shares['seeds']:.0f} % is the seeds', "
-            f"{100 * shares['test images']:.0f} % the images', {100 * shares['both']:.0f} % of both: more {more} would "
-            "help most."
+            f"{100 * shares['test images']:.0f} % the images', {100 * shares['both']:.0f} % of both: {more}."
         )
 
 
