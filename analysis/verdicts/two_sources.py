@@ -30,6 +30,7 @@ class Sources:
     """The mean of a difference, in points, and the parts of its variance, in points squared."""
 
     mean: float
+    variance: float  # of the mean
     seeds: float
     images: float
     both: float
@@ -46,23 +47,23 @@ class Sources:
     @property
     def sentence(self) -> str:
         """What more of would help."""
-        total = self.seeds + self.images + self.both
-        if total == 0:
+        if self.variance == 0:
             return "No difference between seeds or images."
         shares = self.shares
-        more = "seeds" if self.seeds >= self.images else "test images"
+        largest = max(shares, key=lambda name: shares[name])
+        more = "more of either would help" if largest == "both" else f"more {largest} would help most"
         return (
-            f"{format_signed(self.mean)} ± {math.sqrt(total):.2g} points over {self.num_seeds} seeds and "
+            f"{format_signed(self.mean)} ± {math.sqrt(self.variance):.2g} points over {self.num_seeds} seeds and "
             f"{self.num_images:,} test images; of that variance {100 * shares['seeds']:.0f} % is the seeds', "
-            f"{100 * shares['test images']:.0f} % the images', {100 * shares['both']:.0f} % of both: more {more} would "
-            "help most."
+            f"{100 * shares['test images']:.0f} % the images', {100 * shares['both']:.0f} % of both: {more}."
         )
 
 
 def sources(one: Correct, other: Correct) -> Sources:
     """Split the noise of the mean of ``one`` minus ``other``, each of shape (seeds, images), at least 2 of each.
 
-    Estimates that come out below zero are zero. Raises ValueError for shapes that differ or are too small.
+    A part that comes out below zero is zero, so the parts may add up to more than the variance, which has no bias.
+    Raises ValueError for shapes that differ or are too small.
     """
     if one.shape != other.shape or one.ndim != 2 or min(one.shape) < 2:
         raise ValueError(f"two tables of at least 2 seeds by 2 images are wanted, not {one.shape} and {other.shape}")
@@ -75,6 +76,7 @@ def sources(one: Correct, other: Correct) -> Sources:
     cells = num_seeds * num_images
     return Sources(
         mean=float(mean),
+        variance=max(0.0, float(square_seeds + square_images - rest) / cells),
         seeds=max(0.0, float(square_seeds - rest) / cells),
         images=max(0.0, float(square_images - rest) / cells),
         both=float(rest) / cells,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -13,11 +14,13 @@ import yaml
 from analysis.formats import DASH, MINUS
 from analysis.report.one_study import ReportVariant, gather
 from analysis.verdicts.verdicts import Verdict, as_json, verdicts
+from commands.options import register
 from commands.report import report
 from experiments.plan import make_plan
+from experiments.runs.provenance import registered_claims
 from experiments.studies.claims import KINDS, SCALES, Claim
 from experiments.studies.design import Design
-from experiments.studies.study import load_scale, load_study, make_cells, study_names
+from experiments.studies.study import Study, load_scale, load_study, make_cells, study_names
 from simsiam.data.sets import fingerprint
 from simsiam.errors import SettingsError
 from simsiam.settings.fields import Settings
@@ -347,7 +350,7 @@ def test_an_output_bn_that_hides_a_collapse_is_named(tmp_path: Path) -> None:
 
 # --- the commands ------------------------------------------------------------------------------------------------
 
-OWN = {
+OWN: dict[str, Any] = {
     "title": "Of my own",
     "seeds": 6,
     "looks": 6,
@@ -442,38 +445,47 @@ def test_report_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 # --- put down beforehand -----------------------------------------------------------------------------------------
 
 
-def test_a_claim_that_was_changed_after_its_runs_says_so(command: Command, tmp_path: Path) -> None:
-    """From the first run on, through real runs of a few seconds; what changes no claim changes nothing."""
-    study: dict[str, Any] = {**OWN, "seeds": 1}
-    path = tmp_path / "own.yaml"
-    path.write_text(yaml.safe_dump(study, sort_keys=False))
-    done = command("run", str(path), "--scale", "smoke", "--set", "epochs=1", "-j", "1", timeout=400)
-    assert done.returncode == 0, done.stderr
-    provenance = json.loads(next((tmp_path / "runs").glob("*-s0/provenance.json")).read_text())
-    kept = provenance["attempts"][0]["claims"]["own"]
+def test_a_claim_that_was_changed_after_its_runs_says_so(tmp_path: Path) -> None:
+    """What changes no claim changes nothing, and runs keep what was put down when they began."""
+    path, runs = tmp_path / "own.yaml", tmp_path / "runs"
+    runs.mkdir()
+
+    def load(content: dict[str, Any]) -> Study:
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return load_study(str(path))
+
+    def notes(study: Study) -> dict[str, str]:
+        variants = [
+            ReportVariant(name, config_id(config, FINGERPRINT), load_paper(), config, (0,))
+            for name, config in {"with": WITH, "without": WITHOUT}.items()
+        ]
+        found = verdicts(study.claims, *gather(variants, runs), "cpu", study.design, study.name)
+        return {verdict.claim.name: " ".join(verdict.notes) for verdict in found}
+
+    before = load(OWN)
+    register([before], runs)
+    kept = registered_claims(runs)["own"]
     assert set(kept) == {"collapse", "order"}
-
-    def notes() -> dict[str, str]:
-        printed = command("verify", str(path), "--scale", "smoke", "--set", "epochs=1", "--json").stdout
-        return {claim["claim"]: " ".join(claim["notes"]) for claim in json.loads(printed)["studies"]["own"]}
-
-    assert set(notes().values()) == {""}
-    changed = yaml.safe_load(yaml.safe_dump(study))
+    for config in (WITH, WITHOUT):
+        provenance = write_run(runs, config, 0) / "provenance.json"
+        content = json.loads(provenance.read_text())
+        content["attempts"][0]["claims"] = registered_claims(runs)
+        provenance.write_text(json.dumps(content))
+    assert set(notes(before).values()) == {""}
+    changed = copy.deepcopy(OWN)
     changed["title"] = "Another title"
     changed["claims"]["order"]["note"] = "A note."
+    assert notes(load(changed)) == {"collapse": "", "order": "A note."}
     changed["claims"]["order"]["checks"][0]["by"] = 0.5
-    changed["claims"]["new"] = changed["claims"]["collapse"]
-    path.write_text(yaml.safe_dump(changed, sort_keys=False))
-    found = notes()
+    changed["claims"]["new"] = copy.deepcopy(changed["claims"]["collapse"])
+    after = load(changed)
+    register([after], runs)
+    found = notes(after)
+    date = kept["order"]["since"][:10]
     assert found["collapse"] == ""
-    assert (
-        f"changed after 2 of its 2 runs had begun, for which it was put down on {kept['order']['since'][:10]}"
-        in (found["order"])
-    )
+    assert f"changed after 2 of its 2 runs had begun, for which it was put down on {date} as it was" in found["order"]
     assert "added after 1 of its 1 runs had begun" in found["new"]
-    again = command("run", str(path), "--scale", "smoke", "--set", "epochs=1")
-    assert again.returncode == 0
-    registered = json.loads((tmp_path / "runs" / ".claims.json").read_text())["own"]
-    assert registered["collapse"] == kept["collapse"], "what is as before keeps its date"
-    assert registered["order"]["hash"] != kept["order"]["hash"]
-    assert "changed after" in notes()["order"], "runs keep what was put down when they began"
+    assert registered_claims(runs)["own"]["collapse"] == kept["collapse"], "what is as before keeps its date"
+    assert registered_claims(runs)["own"]["order"]["hash"] != kept["order"]["hash"]
+    other_looks = notes(load({**OWN, "looks": [3, 6]}))
+    assert all("changed after" in text for text in other_looks.values())
