@@ -70,8 +70,10 @@ def launch(
     chosen_scale = scale_named(scale)
     studies = studies_named(study)
     if retrain:
-        _, set_ = retrained(lambda given: plan_for(studies, chosen_scale, seeds, given, runs, data), set_)
-    make = partial(plan_for, studies, chosen_scale, seeds, set_, runs, data)
+        _, set_ = retrained(
+            lambda given: plan_for(studies, chosen_scale, seeds, given, runs, data, to_train=True), set_
+        )
+    make = partial(plan_for, studies, chosen_scale, seeds, set_, runs, data, to_train=True)
     made = make()
     if other := other_code_of(made):
         say(str(other))
