@@ -482,3 +482,18 @@ def test_a_plan_to_train_has_the_seeds_that_the_study_asks_for(tmp_path: Path) -
     for to_train, expected in ((True, asked), (False, asked | {7})):
         plan = make_plan(*arguments, None, [], tmp_path, tmp_path, to_train=to_train)
         assert {planned.cell.seed for planned in plan.cells} == expected
+
+
+@pytest.mark.parametrize(
+    ("axes", "swept"),
+    [
+        ("{optimizer.lr: [0.1, 0.2, 0.3], batch_size: [32, 64]}", "optimizer.lr"),
+        ("{loss.name: [cosine, cross-entropy], projector.output_dim: [32, 64]}", "projector.output_dim"),
+        ("{loss.name: [cosine, cross-entropy]}", None),
+        ("{target.stop_gradient: [true, false]}", None),
+    ],
+)
+def test_a_grid_is_drawn_along_its_longest_axis_of_numbers(axes: str, swept: str | None, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"title: x\ngrid: {axes}\n")
+    figures = load_study(str(tmp_path / "mine.yaml")).figures
+    assert [getattr(figure, "setting", None) for figure in figures] == [None] + [swept] * (swept is not None)
