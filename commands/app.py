@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import typer
 
-from commands import archive, cluster, data, demo, diagnose, gc, report, studies, verify, weights
+from commands import cluster, data, demo, diagnose, folders, report, studies, weights
 from commands.integrations import completion, schema
 from commands.options import FAILURE, STOPPED, USAGE
 from simsiam.errors import SettingsError, UserError
@@ -37,7 +37,7 @@ app.command()(cluster.cancel)
 app.command()(cluster.launches)
 app.command()(cluster.logs)
 app.command()(report.report)
-app.command()(verify.verify)
+app.command()(report.verify)
 app.command()(diagnose.diagnose)
 app.command()(diagnose.compare)
 app.command()(diagnose.predictors)
@@ -45,9 +45,9 @@ app.command("show-config")(studies.show_config)
 app.command()(weights.evaluate)
 app.command("import")(weights.import_)
 app.command()(weights.export)
-app.command()(gc.gc)
-app.command()(archive.archive)
-app.command()(archive.unpack)
+app.command()(folders.gc)
+app.command()(folders.archive)
+app.command()(folders.unpack)
 app.command()(schema.schema)
 app.command()(completion.completion)
 app.add_typer(data_app, name="data")

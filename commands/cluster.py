@@ -90,10 +90,11 @@ def launch(
         launcher = launcher_for(chosen)
         chosen_scale, studies = scale_named(scale), studies_named(study)
         limits = limits_of(until_decided, budget, max_seeds, seeds)
+        to_train = partial(plan_for, studies, chosen_scale, seeds, runs=runs, data=data, to_train=True)
         if retrain:
-            _, set_ = retrained(lambda given: plan_for(studies, chosen_scale, seeds, given, runs, data), set_)
+            _, set_ = retrained(lambda given: to_train(overrides=given), set_)
         campaign = Campaign(studies, chosen_scale, set_ or [], runs, data, limits) if until_decided else None
-        make = campaign.plan if campaign else partial(plan_for, studies, chosen_scale, seeds, set_, runs, data)
+        make = campaign.plan if campaign else partial(to_train, overrides=set_)
         made = make()
         if other := other_code_of(made):
             say(str(other))

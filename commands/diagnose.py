@@ -19,6 +19,7 @@ from commands.options import (
     Seeds,
     Set,
     plan_for,
+    require_runs,
     scale_named,
     studies_named,
 )
@@ -131,7 +132,13 @@ def _diagnose_runs(
             raise SettingsError(f"{target}: is neither a run in {runs} nor a folder of runs\n{error}") from None
         made = plan_for(studies, scale_named(scale), seeds, set_, runs, data)
         names = {planned.run_id: f"{planned.cell.variant}, seed {planned.cell.seed}" for planned in made.cells}
+        require_runs([made], "diagnose")
         points, rows = load_runs(made.runs, list(names))
+        gone = rows["state"] == "missing"
+        if gone.any() and not as_json:
+            lacking = ", ".join(names[run] for run in rows["run"][gone])
+            make_console().print(f"{gone.sum()} of {count(len(rows), 'run')} not there: {lacking}.\n")
+        rows = rows[~gone]
     diagnoses = diagnose_runs(points, rows)
     if as_json:
         print_json([{"name": names.get(each.run, each.run), **each.as_json()} for each in diagnoses])

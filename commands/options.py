@@ -76,7 +76,11 @@ Set = Annotated[
 ]
 Seeds = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--seeds", metavar="N", help="3: seeds 0, 1, 2; 4-6: seeds 4, 5, 6. Default: the study's own."),
+    typer.Option(
+        "--seeds",
+        metavar="N",
+        help="3: seeds 0, 1, 2; 4-6: seeds 4, 5, 6; no others. Default: the study's own; to read, all that are there.",
+    ),
 ]
 Jobs = Annotated[
     Optional[int],  # noqa: UP045
@@ -111,14 +115,21 @@ def studies_named(name: str) -> list[Study]:
 
 
 def plan_for(
-    studies: list[Study], scale: Scale, seeds: str | None, overrides: list[str] | None, runs: Path, data: Path
+    studies: list[Study],
+    scale: Scale,
+    seeds: str | None,
+    overrides: list[str] | None,
+    runs: Path,
+    data: Path,
+    *,
+    to_train: bool = False,
 ) -> Plan:
-    """The cells that the common options choose."""
+    """The cells that the common options choose, to be trained or to be read."""
     from experiments.plan import make_plan, merge
     from experiments.studies.study import seeds_from_text
 
     chosen = None if seeds is None else seeds_from_text(seeds)
-    return merge([make_plan(study, scale, chosen, overrides or [], runs, data) for study in studies])
+    return merge([make_plan(study, scale, chosen, overrides or [], runs, data, to_train=to_train) for study in studies])
 
 
 def with_images(made: Plan, make: Callable[[], Plan], progress: Callable[[str], None]) -> Plan:

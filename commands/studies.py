@@ -78,7 +78,7 @@ def list_studies(
     rows: list[dict[str, Any]] = []
     for name in study_names():
         study = load_study(name)
-        plan = plan_for([study], chosen, None, set_, runs, data)
+        plan = plan_for([study], chosen, None, set_, runs, data, to_train=True)
         seconds = sum(estimate(planned.cell.settings, chosen).seconds for planned in plan.unique())
         rows.append(
             {
@@ -130,9 +130,10 @@ def plan(
     if until_decided:
         limits = limits_of(until_decided, budget, max_seeds, seeds)
         return Campaign(studies, chosen, set_ or [], runs, data, limits, guess).show_plan(as_json)
-    made = plan_for(studies, chosen, seeds, set_, runs, data)
+    made = plan_for(studies, chosen, seeds, set_, runs, data, to_train=True)
     if retrain:
-        made, set_ = retrained(lambda overrides: plan_for(studies, chosen, seeds, overrides, runs, data), set_)
+        again = partial(plan_for, studies, chosen, seeds, runs=runs, data=data, to_train=True)
+        made, set_ = retrained(lambda overrides: again(overrides=overrides), set_)
     statuses = made.statuses()
     todo = [planned for planned in made.unique() if statuses[planned.run_id].state != State.DONE]
     estimates = [estimate(planned.cell.settings, made.scale) for planned in todo]
@@ -231,7 +232,7 @@ def grid(
 
     study = grid_study(axes)
     chosen = scale_named(scale)
-    plan_for([study], chosen, seeds, set_, runs, data)  # finds every mistake before a file is written
+    plan_for([study], chosen, seeds, set_, runs, data, to_train=True)  # finds every mistake before a file is written
     path = save_grid(study, runs)
     _run([study], str(path), chosen, seeds, set_, runs, data, jobs, ranks, retry_failed, retrain, device)
 
@@ -407,8 +408,10 @@ def _run(
 ) -> None:
     device = device_named(device)
     if retrain:
-        _, overrides = retrained(lambda given: plan_for(studies, scale, seeds, given, runs, data), overrides)
-    make = partial(plan_for, studies, scale, seeds, overrides, runs, data)
+        _, overrides = retrained(
+            lambda given: plan_for(studies, scale, seeds, given, runs, data, to_train=True), overrides
+        )
+    make = partial(plan_for, studies, scale, seeds, overrides, runs, data, to_train=True)
     made = make()
     for planned in made.cells:
         check_ranks(planned.cell.settings, ranks, "--ranks")

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.runs.folder import Heartbeats, RunFolder, Status, run_names
+import yaml
+
+from experiments.runs.folder import Heartbeats, RunFolder, Status, read_json, run_names
 from experiments.runs.states import State
 from experiments.studies.study import Cell, Scale, Study, make_cells, no_collection
 from simsiam.data.sets import fingerprint
@@ -81,9 +83,19 @@ def _status(folder: RunFolder, heartbeats: Heartbeats) -> Status:
 
 @no_collection()
 def make_plan(
-    study: Study, scale: Scale, seeds: list[int] | None, overrides: Iterable[str], runs: Path, data: Path
+    study: Study,
+    scale: Scale,
+    seeds: list[int] | None,
+    overrides: Iterable[str],
+    runs: Path,
+    data: Path,
+    *,
+    to_train: bool = False,
 ) -> Plan:
-    """Plan a study. Without ``seeds``: as many as the study asks for, and whatever more has been run already.
+    """Plan a study. ``seeds``: these and no others; None: as many as the study asks for.
+
+    A plan that is ``to_train`` has no more than that. One to read has, without ``seeds``, those that have been run
+    beside them, and where the images are not prepared, it finds runs by the fingerprint that is on record with them.
 
     Raises SettingsError if any setting of any cell is wrong.
     """
@@ -95,14 +107,15 @@ def make_plan(
         for cell in cells:
             data_settings = cell.settings.data
             if data_settings not in fingerprints:
-                fingerprints[data_settings] = fingerprint(data_settings, data)
+                known = fingerprint(data_settings, data)
+                fingerprints[data_settings] = known if known or to_train else _recorded(data_settings, runs)
             key = id(cell.origins)
             if key not in names:
                 names[key] = config_id(cell.settings, fingerprints[data_settings] or "unprepared")
             yield PlannedCell(cell, names[key], f"{names[key]}-s{cell.seed}", study.name)
 
     cells = list(planned(make_cells(study, scale, wanted, overrides)))
-    if seeds is None:
+    if seeds is None and not to_train:
         more = _seeds_on_disk(runs, {cell.config_id for cell in cells}) - set(wanted)
         if more:
             cells = list(planned(make_cells(study, scale, sorted({*wanted, *more}), overrides)))
@@ -120,6 +133,26 @@ def merge(plans: Sequence[Plan]) -> Plan:
         cells=tuple(planned for plan in plans for planned in plan.cells),
         unprepared=tuple(dict.fromkeys(settings for plan in plans for settings in plan.unprepared)),
     )
+
+
+def _recorded(settings: DataSettings, runs: Path) -> str | None:
+    """The fingerprint that runs on such data have on record; None if there is none, or more than one."""
+    wanted = settings.model_dump(mode="json", exclude={"path"})
+    found = set[object]()
+    for name in run_names(runs):
+        try:
+            config = yaml.load(
+                (runs / name / "config.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+            )
+            theirs = {**DataSettings().model_dump(mode="json"), **config["data"]}
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            continue
+        if {key: value for key, value in theirs.items() if key != "path"} == wanted:
+            attempts = (read_json(runs / name / "provenance.json") or {}).get("attempts")
+            if isinstance(attempts, list) and attempts and isinstance(attempts[-1], dict):
+                found.add(str(attempts[-1].get("data_fingerprint", "")))
+    found.discard("")
+    return str(found.pop()) if len(found) == 1 else None
 
 
 def _seeds_on_disk(runs: Path, config_ids: set[str]) -> set[int]:

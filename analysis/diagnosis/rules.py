@@ -230,7 +230,13 @@ def _findings(signs: _Signs) -> Iterator[Finding]:
     yield from more
     if trouble or more:
         return
-    if signs.scale is None:
+    name = str(signs.run.get("loss.name")).partition("@")[0]
+    if signs.scale is None and ":" in name and signs.ended:  # one's own, which says nothing of its ends
+        text = f"The loss ({name}) names no chance and no optimum, so that its output alone was judged."
+        yield Finding("healthy", (*_std_sentences(signs), text))
+    elif signs.scale is None and ":" in name:
+        yield Finding("too early to say", (_how_far(signs),))
+    elif signs.scale is None:
         yield Finding(
             "cannot tell", ("Its settings are not known, so that its loss has no scale.", *_std_sentences(signs))
         )

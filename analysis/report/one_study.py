@@ -37,12 +37,13 @@ class ReportVariant:
     config_id: str
     paper: PaperResult
     settings: Settings
-    seeds: tuple[int, ...]  # asked for; others that are there are reported too
+    seeds: tuple[int, ...]  # asked for
     against: str | None = None  # the variant that its difference is taken to
+    no_others: bool = False  # whether other seeds that are there are left out
 
 
 def report_variants(study: Study, made: Plan, seeds: Sequence[int] | None) -> list[ReportVariant]:
-    """The variants of a study that its plan runs. ``seeds``: those asked for; None: as many as the study asks for."""
+    """The variants of a study that its plan runs. ``seeds``: those asked for; None: the study's and all there."""
     first = {planned.cell.variant: planned for planned in made.cells if planned.study == study.name}
     asked = tuple(range(study.num_seeds(made.scale.name)) if seeds is None else seeds)
     return [
@@ -53,6 +54,7 @@ def report_variants(study: Study, made: Plan, seeds: Sequence[int] | None) -> li
             settings=first[variant.name].cell.settings,
             seeds=asked,
             against=variant.against,
+            no_others=seeds is not None,
         )
         for variant in study.variants
         if variant.name in first
@@ -164,7 +166,7 @@ def gather(variants: Sequence[ReportVariant], runs_dir: Path) -> tuple[pd.DataFr
     folders = [
         f"{variant.config_id}-s{seed}"
         for variant in variants
-        for seed in sorted({*variant.seeds, *found.get(variant.config_id, ())})
+        for seed in sorted({*variant.seeds, *(() if variant.no_others else found.get(variant.config_id, ()))})
     ]
     points, runs = load_runs(runs_dir, folders)
     names = {variant.config_id: variant.name for variant in variants}

@@ -100,13 +100,21 @@ KINDS: dict[str, type[_Figure]] = {
 
 
 def parse_figures(document: Document, variants: Collection[str]) -> tuple[StudyFigure, ...]:
-    """The figures of a study, in order; the three panels of Fig. 2 where its file lists none.
+    """The figures of a study, in order. Where its file lists none: the three panels of Fig. 2, and of a grid the sweep
+    along its longest axis of numbers, with a line for each point of the others.
 
     Raises SettingsError, with file and line, for a kind, key, metric, setting or variant that does not exist, a setting
     that is no number, and a figure that is listed twice.
     """
     if "figures" not in document.content:
-        return (Curves(),)
+        axes = {
+            axis: values
+            for axis, values in document.content.get("grid", {}).items()
+            if len(values) > 1
+            and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+        }
+        longest = max(axes, key=lambda axis: len(axes[axis]), default=None)
+        return (Curves(),) if longest is None else (Curves(), Sweep(kind="sweep", setting=longest))
     figures: list[Any] = []
     for i in range(len(document.content["figures"])):
         keys = ("figures", str(i))
@@ -122,7 +130,7 @@ def parse_figures(document: Document, variants: Collection[str]) -> tuple[StudyF
 def _check_sweep(sweep: Sweep, document: Document, keys: tuple[str, ...], variants: Collection[str]) -> None:
     place = document.at(*keys, "setting")
     check_paths({sweep.setting: Value(None, f"{'.'.join(keys)}.setting, {place}")})
-    default = flatten(Settings())[sweep.setting]
+    default = flatten(Settings()).get(sweep.setting, 0)  # of an argument of one's own part: its values tell
     if isinstance(default, bool) or not isinstance(default, int | float):
         raise SettingsError(
             f"{'.'.join(keys)}.setting: {sweep.setting} is {default!r} by default, and only numbers can be an axis"

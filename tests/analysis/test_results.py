@@ -288,3 +288,15 @@ def test_the_word_for_a_run_is_that_of_its_diagnosis_everywhere() -> None:
     assert "dimensional collapse" in answer(runs)
     assert [describe_state(run) for _, run in runs.iterrows()] == ["dimensional collapse", "healthy"]
     assert list(came_to(runs.drop(columns="diagnosis"))) == ["healthy", "healthy"]
+
+
+def test_a_loss_of_ones_own_without_a_scale_is_judged_by_its_output(tmp_path: Path) -> None:
+    chosen = settings(loss__name="mine:loss@0123456789ab", projector__output_dim=128)
+    write_run(tmp_path, chosen, 0)
+    write_run(tmp_path, chosen, 1, "collapsed")
+    healthy, collapsed = diagnose_runs(*load_runs(tmp_path))
+    assert healthy.verdict == "healthy"
+    assert (
+        "The loss (mine:loss) names no chance and no optimum, so that its output alone was judged." in healthy.evidence
+    )
+    assert collapsed.verdict == "complete collapse"

@@ -18,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from commands.app import _clear_errors
 from experiments.local.train_cell import advice
+from simsiam.data.sets import _StaleError
 from simsiam.errors import SettingsError
 from simsiam.settings.checks import validate
 from simsiam.settings.fields import dotted_paths, flatten
@@ -371,3 +373,11 @@ def test_any_values_are_accepted_or_refused_by_name(changes: dict[str, object]) 
             assert "origin of " in line
     else:
         assert {path: accepted[path] for path in changes} == changes
+
+
+def test_a_prepared_folder_that_has_changed_is_one_clear_message(capsys: pytest.CaptureFixture[str]) -> None:
+    """Errors are told by what they are, not by the name of their class."""
+    with pytest.raises(SystemExit) as ended, _clear_errors():
+        raise _StaleError("the names of the files have changed", "Run: data prepare")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error: the names of the files have changed. Run: data prepare\n"

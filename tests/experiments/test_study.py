@@ -34,6 +34,7 @@ from simsiam.errors import SettingsError
 from simsiam.model.siamese import Siamese
 from simsiam.settings.checks import validate
 from simsiam.settings.fields import Settings, flatten
+from simsiam.settings.identity import run_id
 from tests.conftest import SMALL, Command
 
 
@@ -452,3 +453,47 @@ def test_a_pipe_gets_each_row_in_a_line(capsys: pytest.CaptureFixture[str]) -> N
     table.add_row("a long name " * 60, "done")
     make_console().print(table)
     assert re.search(r"(a long name +){60}.*done", capsys.readouterr().out)
+
+
+def test_runs_are_found_without_their_images_by_the_fingerprint_on_record(tmp_path: Path) -> None:
+    arguments = (load_study("stop-gradient"), load_scale("cpu"))
+    data = tmp_path / "data"
+    made = make_plan(*arguments, [0], [], tmp_path, data)
+    assert made.unprepared
+    for cell in (planned.cell for planned in made.cells):
+        folder = tmp_path / run_id(cell.settings, "f00d")
+        folder.mkdir()
+        config = cell.settings.model_dump(mode="json")
+        del config["data"]["arguments"]  # a folder from before there was this setting
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "provenance.json").write_text(json.dumps({"attempts": [{"data_fingerprint": "f00d"}]}))
+    found = make_plan(*arguments, [0], [], tmp_path, data)
+    assert [planned.run_id for planned in found.cells] == [
+        run_id(planned.cell.settings, "f00d") for planned in made.cells
+    ]
+    assert not found.unprepared
+    assert make_plan(*arguments, [0], [], tmp_path, data, to_train=True).unprepared  # these images may be others
+
+
+def test_a_plan_to_train_has_the_seeds_that_the_study_asks_for(tmp_path: Path) -> None:
+    arguments = (load_study("stop-gradient"), load_scale("smoke"))
+    asked = {planned.cell.seed for planned in make_plan(*arguments, None, [], tmp_path, tmp_path).cells}
+    (tmp_path / make_plan(*arguments, [7], [], tmp_path, tmp_path).cells[0].run_id).mkdir()
+    for to_train, expected in ((True, asked), (False, asked | {7})):
+        plan = make_plan(*arguments, None, [], tmp_path, tmp_path, to_train=to_train)
+        assert {planned.cell.seed for planned in plan.cells} == expected
+
+
+@pytest.mark.parametrize(
+    ("axes", "swept"),
+    [
+        ("{optimizer.lr: [0.1, 0.2, 0.3], batch_size: [32, 64]}", "optimizer.lr"),
+        ("{loss.name: [cosine, cross-entropy], projector.output_dim: [32, 64]}", "projector.output_dim"),
+        ("{loss.name: [cosine, cross-entropy]}", None),
+        ("{target.stop_gradient: [true, false]}", None),
+    ],
+)
+def test_a_grid_is_drawn_along_its_longest_axis_of_numbers(axes: str, swept: str | None, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"title: x\ngrid: {axes}\n")
+    figures = load_study(str(tmp_path / "mine.yaml")).figures
+    assert [getattr(figure, "setting", None) for figure in figures] == [None] + [swept] * (swept is not None)

@@ -8,12 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch.nn import functional as F
 
 from analysis import load_runs
@@ -25,7 +28,7 @@ from simsiam.model.siamese import Siamese
 from simsiam.settings.checks import validate
 from simsiam.settings.fields import Settings
 from simsiam.settings.identity import config_id
-from simsiam.settings.own import pin
+from simsiam.settings.own import PLACES, pin
 from simsiam.settings.own_code import OwnPartError, keep, load_own
 from simsiam.training.trial import try_own_parts
 from tests import rank_cases
@@ -339,3 +342,32 @@ def test_arguments_are_axes_of_a_grid(command: Command, tmp_path: Path) -> None:
                    "--scale", "smoke")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "All 2 runs are done" in done.stdout
+
+
+def documented() -> list[tuple[str, dict[str, Any]]]:
+    """The examples of docs/own-parts.md: the settings of each, and its file, which it names in its first line."""
+    text = (ROOT / "docs" / "own-parts.md").read_text()
+    found = re.findall(r"`(\{[^`]+\})`\n\n((?:    .*\n|\n)+)", text[text.index("## Examples") :])
+    return [(textwrap.dedent(code).lstrip(), yaml.safe_load(given)) for given, code in found]
+
+
+@pytest.mark.parametrize(("code", "given"), documented(), ids=[code.splitlines()[0] for code, _ in documented()])
+def test_a_documented_part_makes_a_step(code: str, given: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / code.splitlines()[0].removeprefix("# ")).write_text(code)
+    images = np.random.default_rng(0).integers(0, 256, (40, 3, 16, 16), dtype=np.uint8)
+    labels = np.arange(40) % 2
+    np.savez(tmp_path / "mine.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    pinned = {
+        path: pin(path, value, [tmp_path]) if path in PLACES and ":" in value else value
+        for path, value in given.items()
+    }
+    settings = validate({**SMALL, "data.num_train": None, **pinned})
+    try_own_parts(settings, 3)
+    if "data.name" in given:
+        dataset = prepare(settings.data, tmp_path)
+        assert dataset.classes == ("cats", "dogs")
+        assert np.array_equal(dataset.train.images, images)  # type: ignore[union-attr]
+
+
+def test_there_are_five_documented_parts() -> None:
+    assert len(documented()) == 5
