@@ -95,8 +95,8 @@ def _left(planned: PlannedCell, status: Status) -> float | None:
 def _summary(found: GridStatus) -> Iterator[str]:
     rows = list({row.planned.run_id: row for row in found.rows}.values())  # each run once
     states = Counter(row.state for row in rows)
-    listed = ", ".join(f"{number:,} {state}" for state, number in sorted(states.items()))
-    yield f"{len(rows):,} run{'s' * (len(rows) != 1)} in {found.made.runs}/: {listed}"
+    listed = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    yield f"{len(rows)} run{'s' * (len(rows) != 1)} in {found.made.runs}/: {listed}"
     idle = [row for row in rows if row.state not in (*ENDED, State.RUNNING, State.STALLED)]
     for said, number in Counter(row.queue for row in idle if row.queue).most_common():
         yield f"waiting: {number:,}, {said}"
