@@ -20,6 +20,8 @@ Way = Literal["agrees", "disagrees", "unclear"]
 # Points below which a difference counts as none: of the paper's numbers, whose spread over trials is 0.1 (so 0.14 for a
 # difference, and twice that); and of ours, where a single seed cannot show less (docs/recipe-cpu.md: 1 to 1.5 points).
 PAPER_NONE, OURS_NONE = 0.3, 1.0
+OTHER_SIZE = 2.0  # convention: a difference of less than half of the paper's, or more than twice, is of another size
+WIDEST = 100.0  # points: an interval of more says nothing of an accuracy, and is not printed
 
 
 def direction(paper: float, ours: Values) -> Way:
@@ -66,6 +68,8 @@ class Differences:
         ends = {} if len(values) < 2 else {"_low": interval.low, "_high": interval.high}
         exact |= {"_mean": interval.mean, "_seeds": len(values), **ends}
         spread = f"{format_signed(interval.low)} to {format_signed(interval.high)}" if ends else "1 seed"
+        if ends and interval.high - interval.low > WIDEST:
+            spread = f"{len(values)} seeds"
         return Entry(f"{format_signed(interval.mean)} ({spread})", exact=exact)
 
     def direction_entry(self, variant: str) -> Entry:
@@ -80,7 +84,11 @@ class Differences:
         if not values:
             why = self._why_nothing(variant)
             return Entry(reason=why, exact={"": why})
-        text = f"{direction(theirs, values)} (paper: {format_signed(theirs)})"
+        way = str(direction(theirs, values))
+        share = sum(values.values()) / len(values) / theirs if abs(theirs) >= PAPER_NONE else 1.0
+        if way == "agrees" and not 1 / OTHER_SIZE <= share <= OTHER_SIZE:
+            way = "agrees in sign, not in size"
+        text = f"{way} (paper: {format_signed(theirs)})"
         text += "; direction only (1 seed)" if len(values) == 1 else ""
         return Entry(text, exact={"": text})
 

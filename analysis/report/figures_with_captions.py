@@ -148,7 +148,7 @@ def _sweep(figure: Sweep, runs: pd.DataFrame, paper: Mapping[str, float]) -> Dra
         f"{f', in multiples of that of {base}' if base else ''}; mean over {_seeds([*map(len, of_variants.values())])}"
     )
     several = any(len(values) > 1 for values in of_variants.values())
-    caption += ", bars from the lowest to the highest seed." if several else ": differences may be chance."
+    caption += ", bars and bands from the lowest to the highest seed." if several else ": differences may be chance."
     if came_to(ended).isin(COLLAPSE).any():
         caption += " Hollow points are runs that collapsed."
     if (swept["outcome"] == "diverged").any():

@@ -81,7 +81,8 @@ def study_table(
         notes.append(_note_on_differences(differences.against, METRICS[differences.metric].name_in_table))
     if has_directions:
         notes.append(
-            "As in the paper?: whether our difference goes the way of the paper's. With several seeds the interval "
+            "As in the paper?: whether our difference goes the way of the paper's, and is half to twice "
+            "as large. With several seeds the interval "
             "decides; with one it is the direction only, and what is smaller than "
             f"{OURS_NONE:g} point is unclear. A difference of less than {PAPER_NONE:g} points in the paper counts as "
             f"none, which ours agrees with if it is within {OURS_NONE:g} point."

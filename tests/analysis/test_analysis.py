@@ -378,11 +378,11 @@ def test_differences_are_paired_and_their_interval_is_scipy_s(pair: Path) -> Non
     assert float(row["difference_mean"]) == pytest.approx((knn["without"] - knn["with"]).mean())
     assert (float(row["difference_low"]), float(row["difference_high"])) == pytest.approx((low, high))
     assert row["difference_seeds"] == "3"
-    assert (baseline["direction"], row["direction"]) == ("baseline", "agrees (paper: −67.6)")
+    assert (baseline["direction"], row["direction"]) == ("baseline", "agrees in sign, not in size (paper: −67.6)")
     assert "'with'" in " ".join(note for note in table.notes if note.startswith("Difference"))
     one_seed = study_table(runs[runs["seed"] == 0], paper, "x", "cpu", {"with": None, "without": "with"}).lines()[1]
     assert one_seed[3].endswith("(1 seed)")
-    assert one_seed[4] == "agrees (paper: −67.6); direction only (1 seed)"
+    assert one_seed[4] == "agrees in sign, not in size (paper: −67.6); direction only (1 seed)"
 
 
 def test_what_was_not_run_is_a_dash_with_its_reason(tmp_path: Path) -> None:
