@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,6 +13,18 @@ from analysis.figures.layout import reference_values
 from analysis.formats import format_estimate
 from analysis.frames.load import accuracy_of, counts, describe_state
 from simsiam.record.catalogue import METRICS
+
+
+def no_results(scale: str, images: Iterable[str]) -> str:
+    """Why numbers cannot be taken for results, across the head of a page; "" where they can. ``images``: data sets."""
+    if scale == "smoke":
+        return (
+            "The smoke scale trains a tiny network on generated images for seconds, to see that everything works. Its"
+            " numbers and verdicts say nothing about the paper or about any method."
+        )
+    if "synthetic" in set(images):
+        return "The images are generated, to see that everything works; no number says anything about a method."
+    return ""
 
 
 @dataclass(frozen=True)

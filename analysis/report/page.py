@@ -85,6 +85,7 @@ def render(
         cost=cost(runs),
         command=command,
         live=live,
+        no_results=in_words.no_results(scale, (str(flat["data.name"]) for flat in settings.values())),
     )
 
 
