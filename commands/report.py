@@ -61,7 +61,7 @@ def report(
     seeds: Seeds = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--out", help="Where the report goes. Default: reports/STUDY/, or STUDY-SCALE for another scale."),
+        typer.Option("--out", help="Where the report goes. Default: a folder of its own in reports/."),
     ] = None,
     markdown: Annotated[
         Optional[Path],  # noqa: UP045
@@ -71,9 +71,11 @@ def report(
 ) -> None:
     """Verdicts, figures (PDF, SVG, PNG), table (Markdown, LaTeX, CSV) and page of a study; also while it is running.
 
+    No report takes the place of another: scale, --set, --runs and the study's file are told apart by the folder's name.
     With `all`: a page for each study that ships, and an index page. With `--watch`: made anew until all runs have
     ended; Ctrl-C ends it before.
     """
+    from analysis.report import shelf
     from analysis.report.all_studies import markdown as document
     from analysis.report.all_studies import write_index
     from experiments.runs.folder import StoreError
@@ -82,33 +84,42 @@ def report(
 
     chosen, whole = scale_named(scale), study == "all"
     command = f"python {shlex.join(['run_ablation.py', *sys.argv[1:]])}"
-    # The report of another scale than this machine's own does not take the place of its own.
-    end = "" if chosen.name == default_scale() else f"-{chosen.name}"
+    own_place = out is not None and not whole
     folder = out or Path("reports")
+    usual = Path(os.environ.get("ABLATION_RUNS", DEFAULT_RUNS))
+    other_scale = "" if chosen.name == default_scale() else chosen.name
+    end = shelf.ending(other_scale, None if runs == usual else runs, set_ or ())
     index = folder / f"index{end}.html"
-    wanted = {
-        out if out is not None and not whole else folder / f"{loaded.name}{end}": loaded
-        for loaded in studies_named(study)
-    }
+    wanted = dict[Path, shelf.Subject]()
+    for loaded in studies_named(study):
+        subject = shelf.Subject(loaded, chosen.name, runs, tuple(set_ or ()))
+        if own_place:
+            shelf.check_free(subject, folder)
+        wanted[folder if own_place else shelf.folder_for(subject, folder / f"{loaded.name}{end}")] = subject
 
     def make(show: Callable[[ReportFiles], None], live: Live | None = None) -> list[ReportFiles]:
-        plans = [plan_for([loaded], chosen, seeds, set_, runs, data) for loaded in wanted.values()]
+        plans = [plan_for([subject.study], chosen, seeds, set_, runs, data) for subject in wanted.values()]
         require_runs(plans, "report on")
         files = []
         for where, made in zip(wanted, plans, strict=True):
             files.append(_report(made, where, seeds, command, live))
+            shelf.put(wanted[where], files[-1])
             show(files[-1])
         if whole:
             write_index(files, chosen, command, index, live)
+        if not own_place:
+            shelf.write_list(folder)
         return files
 
     try:
         if watch:
             pages = [where / "index.html" for where in wanted]
             _watch(lambda live: make(lambda _: None, live), [index, *pages] if whole else pages)
-        files = make(lambda made: _print_report(made, brief=whole))
+        files = make(lambda made: _print_report(made, chosen.name, brief=whole))
         if whole:
             say(f"\nIndex: {index.absolute()}")
+        if not own_place:
+            say(f"All reports: {(folder / shelf.LIST).absolute()}")
         if markdown is not None:
             text = document(files, chosen, command)
             write_atomically(markdown, lambda file: file.write(text), aside=str(os.getpid()), mode="w")
@@ -160,8 +171,9 @@ def _report(made: Plan, out: Path, seeds: str | None, command: str, live: Live |
     return write_report(study, variants, made.runs, out, scale=scale, note=note, command=command, live=live)
 
 
-def _print_report(files: ReportFiles, *, brief: bool) -> None:
+def _print_report(files: ReportFiles, scale: str, *, brief: bool) -> None:
     from analysis.report.all_studies import in_words
+    from analysis.report.in_words import no_results
 
     console = make_console()
     if brief:
@@ -171,6 +183,8 @@ def _print_report(files: ReportFiles, *, brief: bool) -> None:
         )
         return
     console.print(f"\n{files.answer}\n")
+    if reason := no_results(scale, (str(name) for name in files.runs["data.name"])):
+        print_prose(console, f"These are no results. {reason}\n")
     for verdict in files.verdicts:
         print_prose(console, f"{verdict.label}: {verdict.claim.says} {verdict.conclusion}".rstrip())
     table = Table(*files.table.headings())

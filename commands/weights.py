@@ -70,7 +70,7 @@ def evaluate(
     from simsiam.machine import num_cores
 
     prepare_environment(num_cores())  # before anything loads torch
-    from experiments.runs.folder import RunFolder
+    from experiments.runs.folder import RunFolder, StoreError
     from experiments.weights.linear import Evaluation, evaluate_run
     from experiments.weights.load import settings_of
     from simsiam.errors import nearest
@@ -118,6 +118,11 @@ def evaluate(
                 say(f"{of}: epoch {epoch}, loss {loss:.3f}")
 
         results[run.run_id] = evaluate_run(Evaluation(run, settings, data, PROTOCOLS[name], device), ranks, tell)
+    if not results:
+        raise StoreError(
+            f"{runs}: holds no run of {study} at scale {chosen_scale.name} that has ended, so nothing was evaluated"
+            "  [--runs]"
+        )
     if as_json:
         return print_json({"protocol": name, "runs": results})
     table = Table("study", "variant", "seed>", "top-1 %>", "top-5 %>", "run", optional=("run", "study", "top-5 %"))

@@ -18,7 +18,7 @@ from analysis.figures.layout import reference_values
 from analysis.formats import DASH, escape_markdown
 from analysis.frames.load import accuracy_of, came_to
 from analysis.report import page
-from analysis.report.in_words import percent_range
+from analysis.report.in_words import no_results, percent_range
 from analysis.report.one_study import ReportFiles
 from analysis.report.page import Live, write_page
 from analysis.verdicts.family import Family, family
@@ -62,6 +62,7 @@ def write_index(
         provenance=provenance(reports),
         command=command,
         live=live,
+        no_results=no_results(scale.name, _images(reports)),
     )
     write_page(path, html)
 
@@ -145,6 +146,7 @@ def markdown(reports: Sequence[ReportFiles], scale: Scale, command: str) -> str:
         "",
         f"    {command}",
         "",
+        *_no_results(reports, scale),
         f"Scale `{scale.name}`: {escape_markdown(scale.description)}.",
         "",
         *(f"- {label}: {escape_markdown(value)}" for label, value in provenance(reports)),
@@ -163,6 +165,15 @@ def markdown(reports: Sequence[ReportFiles], scale: Scale, command: str) -> str:
     for report in reports:
         lines += _section(report, shared, whole)
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _images(reports: Sequence[ReportFiles]) -> list[str]:
+    return [str(name) for report in reports for name in report.runs["data.name"].dropna()]
+
+
+def _no_results(reports: Sequence[ReportFiles], scale: Scale) -> list[str]:
+    reason = no_results(scale.name, _images(reports))
+    return [f"**These are no results.** {reason}", ""] if reason else []
 
 
 def _shared_notes(reports: Sequence[ReportFiles]) -> list[str]:

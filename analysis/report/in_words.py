@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -21,6 +21,18 @@ VERBS = {  # of what a run came to
     "divergence": "the loss diverged",
     "diverged": "the loss diverged",
 }
+
+
+def no_results(scale: str, images: Iterable[str]) -> str:
+    """Why numbers cannot be taken for results, across the head of a page; "" where they can. ``images``: data sets."""
+    if scale == "smoke":
+        return (
+            "The smoke scale trains a tiny network on generated images for seconds, to see that everything works. Its"
+            " numbers and verdicts say nothing about the paper or about any method."
+        )
+    if "synthetic" in set(images):
+        return "The images are generated, to see that everything works; no number says anything about a method."
+    return ""
 
 
 @dataclass(frozen=True)

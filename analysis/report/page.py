@@ -90,6 +90,7 @@ def render(
         noise=noise,
         command=command,
         live=live,
+        no_results=in_words.no_results(scale, (str(flat["data.name"]) for flat in settings.values())),
     )
 
 

@@ -427,6 +427,7 @@ def test_report_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for planned in made.cells:
         print_of = fingerprint(planned.cell.settings.data, data) or ""
         write_run(runs, planned.cell.settings, 0, fingerprint=print_of)
+    monkeypatch.setenv("ABLATION_RUNS", str(runs))  # else they are other runs than the usual, and the names say so
     report("all", runs, data, "smoke", out=out, markdown=tmp_path / "all.md")
     document, index = (tmp_path / "all.md").read_text(), (out / "index-smoke.html").read_text()
     for name in names:

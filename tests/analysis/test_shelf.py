@@ -1,0 +1,80 @@
+"""No report takes the place of another, and one page lists them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from commands.report import report
+from experiments.plan import make_plan
+from experiments.studies.study import load_scale, load_study
+from simsiam.data.sets import fingerprint
+from simsiam.errors import SettingsError
+from tests.analysis.test_pages import Page
+from tests.run_folders import write_run
+
+STUDY = "title: {}\nsettings: {{epochs: 4}}\nvariants: {{a: {{}}, b: {{settings: {{target.stop_gradient: false}}}}}}\n"
+
+
+def runs_of(study: str, runs: Path, data: Path, *overrides: str) -> Path:
+    for planned in make_plan(load_study(study), load_scale("smoke"), [0], list(overrides), runs, data).cells:
+        write_run(runs, planned.cell.settings, 0, fingerprint=fingerprint(planned.cell.settings.data, data) or "")
+    return runs
+
+
+def test_reports_of_different_things_lie_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("analysis.report.one_study.drawings", lambda *_: [])  # they take long, and are tested elsewhere
+    monkeypatch.delenv("ABLATION_RUNS", raising=False)
+    data, runs = Path("data"), Path("runs")
+    own = Path("studies/stop-gradient.yaml")  # the name of one that ships
+    own.parent.mkdir()
+    own.write_text(STUDY.format("My own study"))
+    other = runs_of("initialisation", Path("old/runs"), data)
+    runs_of("initialisation", runs, data)
+    runs_of("initialisation", runs, data, "epochs=3")
+    runs_of("stop-gradient", runs, data)
+    runs_of(str(own), runs, data)
+
+    def pages() -> dict[str, bytes]:
+        return {path.parent.name: path.read_bytes() for path in Path("reports").glob("*/index.html")}
+
+    kept: dict[str, bytes] = {}
+    for name, folder, overrides in (
+        ("initialisation", runs, None),
+        ("initialisation", runs, ["epochs=3"]),
+        ("initialisation", other, None),
+        ("stop-gradient", runs, None),
+        (str(own), runs, None),
+    ):
+        report(name, folder, data, "smoke", overrides)
+        now = pages()
+        assert len(now) == len(kept) + 1
+        assert {name: now[name] for name in kept} == kept, "those before are as they were"
+        kept = now
+    assert {"initialisation-smoke", "initialisation-smoke-epochs-3", "initialisation-smoke-in-old-runs"} < set(kept)
+    report(str(own), runs, data, "smoke")
+    assert pages().keys() == kept.keys(), "the same report again is made in its place"
+    listed = Page(tmp_path / "reports" / "reports.html")
+    assert {link.partition("/")[0] for link in listed.links} == set(kept)
+    assert "My own study" in listed.text
+    assert "These are no results." in capsys.readouterr().out
+    for name in kept:
+        text = Page(tmp_path / "reports" / name / "index.html").text
+        assert text.index("These are no results.") < text.index("Result."), "across the head"
+
+    with pytest.raises(SettingsError, match=r"holds another report .*set \['epochs=3'\]"):
+        report("initialisation", runs, data, "smoke", out=Path("reports/initialisation-smoke-epochs-3"))
+
+
+def test_evaluate_of_nothing_fails(tmp_path: Path) -> None:
+    from commands.weights import evaluate
+    from experiments.runs.folder import StoreError
+
+    with pytest.raises(StoreError, match="holds no run of stop-gradient at scale smoke that has ended"):
+        evaluate("stop-gradient", runs=tmp_path / "runs", data=tmp_path, scale="smoke", device="cpu")
+    with pytest.raises(StoreError, match="nothing was evaluated"):
+        evaluate("stop-gradient", runs=tmp_path / "runs", data=tmp_path, scale="smoke", device="cpu", as_json=True)
