@@ -54,7 +54,7 @@ def main() -> None:
         run.model.eval()
         with torch.inference_mode():
             start = time.perf_counter()
-            (bank, bank_labels), (queries, labels) = run.features("bank"), run.features("query")
+            (bank, bank_labels), (queries, _) = run.features("bank"), run.features("query")
             extraction = time.perf_counter() - start
             z = run.model.projector(queries[: 4 * settings.projector.output_dim])
             knn = seconds(lambda: knn_classes(bank, bank_labels, queries, k=200, temperature=0.1))
