@@ -20,7 +20,7 @@ from experiments.local.pool import Ended, Progress
 from experiments.runs import slurm_environment
 from experiments.runs.folder import Heartbeats, RunFolder, StoreError
 from experiments.runs.states import CellResult, End, State
-from experiments.slurm import commands
+from experiments.slurm import commands, mps
 from experiments.slurm.announcements import Announcement, losses
 from experiments.slurm.commands import SlurmError
 from experiments.slurm.launch import Launch, LaunchCell, TaskReport
@@ -36,7 +36,8 @@ def work(folder: str, index: int, num_tasks: int) -> None:
     """Train cells of a launch until none is left: one task of an array."""
     launch = Launch(Path(folder))
     if slurm_environment.rank() == 0:
-        FirstTask(launch, index, num_tasks).run()
+        with mps.service(launch.cluster.profile):
+            FirstTask(launch, index, num_tasks).run()
     else:
         OtherTask(launch).run()
 
