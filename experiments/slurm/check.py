@@ -15,7 +15,7 @@ from typing import Any
 from experiments.local.pool import signals_held_back
 from experiments.runs import slurm_environment
 from experiments.runs.folder import Json, read_json, write_json
-from experiments.slurm import commands
+from experiments.slurm import commands, mps
 from experiments.slurm.commands import SlurmError
 from experiments.slurm.launch import FOLDER, Launch, copy_code
 from experiments.slurm.profile import Cluster
@@ -40,6 +40,7 @@ def probe(folder: str, data: str) -> None:
     report: Json = {"node": slurm_environment.node(), "python": sys.executable}
     report["submitters_file"] = (path / "from-login").exists()
     report["cpus"] = num_cores()
+    report["mps"] = mps.is_there()
     report["visible_gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = sorted(os.listdir(data)) if os.path.isdir(data) else None
     report["data"] = names
@@ -151,6 +152,8 @@ def _judge(report: Json, cluster: Cluster, data: Path) -> Any:
     if profile.on_gpu and report.get("torch_gpus", 0) < profile.gpus_per_task:
         gpus = report.get("torch_gpus", 0)
         yield f"gpus_per_task: {profile.gpus_per_task} asked for, torch sees {gpus}  [{cluster.at('gpus_per_task')}]"
+    if profile.mps and not report["mps"]:
+        yield f"mps: {mps.COMMAND} is not there on the node  [{cluster.at('mps')}]"
     if report["data"] is None and data.exists():
         yield f"{data}: is not there on the node; generated images alone can be used  [{cluster.at('data')}]"
     if not report["signals"]:

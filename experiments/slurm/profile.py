@@ -88,6 +88,7 @@ class Profile(BaseModel):
     array_parallelism: Count = 8  # jobs at the same time
     # How cells are spread
     cells_per_gpu: Count = 1
+    mps: bool = False  # NVIDIA's service by which they compute at the same time
     cells_per_task: Count | None = None  # none: a task takes cells until none is left
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_failures: Count = 2  # of a cell, before it counts as failed
@@ -195,6 +196,10 @@ def load_cluster(name: str) -> Cluster:
         raise SettingsError(
             f"cells_per_gpu: must be 1, not {profile.cells_per_gpu}, where {profile.ranks} tasks train each cell"
             f" together (nodes x tasks_per_node)  [{cluster.at('cells_per_gpu')}]"
+        )
+    if profile.mps and (profile.cells_per_gpu == 1 or not profile.on_gpu):
+        raise SettingsError(
+            f"mps: true needs cells that share a GPU (cells_per_gpu of at least 2)  [{cluster.at('mps')}]"
         )
     if profile.cpus_per_task < profile.cells_at_once:
         raise SettingsError(

@@ -144,8 +144,8 @@ def held_out_views(
 
 def _normalised(images: Tensor, dataset: Dataset) -> Tensor:
     """uint8 (n, C, S, S) -> float32, each channel with the training images' mean 0 and std 1."""
-    mean = torch.tensor(dataset.mean, device=images.device)[:, None, None]
-    std = torch.tensor(dataset.std, device=images.device)[:, None, None]
+    both = (torch.tensor(part)[:, None, None] for part in (dataset.mean, dataset.std))
+    mean, std = (part.to(images.device, non_blocking=True) for part in both)
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
@@ -198,10 +198,11 @@ class MemorySource:
         chosen = chosen[self.ranks.share(len(chosen))]
         for start in range(0, len(chosen), PLAIN_BATCH):
             index = chosen[start : start + PLAIN_BATCH]
-            batch = torch.from_numpy(images.images[index]).to(self.device)
+            batch = torch.from_numpy(images.images[index]).to(self.device, non_blocking=True)
             if batch.shape[-1] != size:
                 batch = F.interpolate(batch.float(), size, mode="bilinear", antialias=True)
-            yield _normalised(batch, self.dataset), torch.from_numpy(images.labels[index]).to(self.device)
+            labels = torch.from_numpy(images.labels[index])
+            yield _normalised(batch, self.dataset), labels.to(self.device, non_blocking=True)
 
 
 class FileSource:
@@ -285,8 +286,8 @@ class FileSource:
         batches = [part.numpy() for part in torch.split(chosen, PLAIN_BATCH)]
         centres = _Centres(images, size, self.settings.data.bad_images)
         for loaded in self._answers(self._loader(centres, [Wanted(part) for part in batches])):
-            batch = torch.as_tensor(loaded.pixels).to(self.device)
-            yield _normalised(batch, self.dataset), labels[loaded.places].to(self.device)
+            batch = torch.as_tensor(loaded.pixels).to(self.device, non_blocking=True)
+            yield _normalised(batch, self.dataset), labels[loaded.places].to(self.device, non_blocking=True)
 
 
 # What goes between the processes is in arrays, not in tensors: torch sends tensors through shared memory from a thread

@@ -227,7 +227,10 @@ def _crops(source: Source, encode: Encode, labels: Tensor, steps_per_epoch: int,
         while batch := list(itertools.islice(parts, num_parts)):
             index = torch.cat([part.places for part in batch])
             # The source makes two views; the second is a third of the crops' cost, and crops are cheap beside f.
-            yield torch.cat([encode(part.pairs[0][0]) for part in batch]), labels[index.to(labels.device)]
+            yield (
+                torch.cat([encode(part.pairs[0][0]) for part in batch]),
+                labels[index.to(labels.device, non_blocking=True)],
+            )
 
     return batches
 

@@ -94,21 +94,21 @@ class Siamese(nn.Module):
         *,
         more: Sequence[Tensor] = (),
         index: Tensor | None = None,
-        step: int = 0,
+        shuffle: tuple[Tensor, ...] = (),
         cached: Pair | None = None,
     ) -> Output:
         """Algorithm 1: L = D(p1, t2)/2 + D(p2, t1)/2, where t is z with the gradient stopped, or what takes its place.
 
         more: further views, each of a size of its own (multi-crop): their predictions are compared with both targets,
         and the loss is the mean over all pairs of a target and another view (SwAV, eq. 6). index: (N,) the images'
-        places in the data set, for a target that remembers them. step: for what is drawn anew in each step. cached:
+        places in the data set, for a target that remembers them. shuffle: of this step, see :meth:`shuffle`. cached:
         targets of an earlier step (Sec. 5.2) in place of this one's.
         """
         z1, z2 = self.encode(x1, x2)  # f(x1), f(x2): projections, (N, d)
         s1, s2 = self.prototypes(z1), self.prototypes(z2)  # z itself; SwAV: its scores, (N, num_prototypes)
         p1, p2 = self.h(s1), self.h(s2)  # predictions
         t1, t2 = (s1.detach(), s2.detach()) if self.settings.target.stop_gradient else (s1, s2)  # stopgrad(z)
-        t1, t2 = cached or self.other_targets(t1, t2, x1, x2, index, step)  # Sec. 5.2, and the siblings
+        t1, t2 = cached or self.other_targets(t1, t2, x1, x2, index, shuffle)  # Sec. 5.2, and the siblings
 
         if self.settings.loss.symmetry == "symmetric":
             loss = self.D(p1, t2, self.others(t1)) / 2 + self.D(p2, t1, self.others(t2)) / 2
@@ -128,10 +128,12 @@ class Siamese(nn.Module):
             return z1, z2
         return self.f(x1), self.f(x2)
 
-    def other_targets(self, t1: Tensor, t2: Tensor, x1: Tensor, x2: Tensor, index: Tensor | None, step: int) -> Pair:
+    def other_targets(
+        self, t1: Tensor, t2: Tensor, x1: Tensor, x2: Tensor, index: Tensor | None, shuffle: tuple[Tensor, ...]
+    ) -> Pair:
         """t1, t2, or what takes their place: a momentum encoder's keys, averages of each image's z, SwAV's codes."""
         if self.target_encoder is not None:
-            t1, t2 = self.keys(x1, step), self.keys(x2, step)
+            t1, t2 = self.keys(x1, shuffle), self.keys(x2, shuffle)
         if self.averages is not None:
             assert index is not None, "a target that remembers images is asked for them"
             # Each direction is solved against the average moved by its own other view: D(p1, eta with z2), and swapped.
@@ -147,17 +149,26 @@ class Siamese(nn.Module):
         target, whole = self.settings.target, self.ranks.gather(scores)
         return self.ranks.own(sinkhorn(whole, target.sinkhorn_epsilon, target.sinkhorn_iterations))
 
+    def shuffle(self, step: int, device: torch.device) -> tuple[Tensor, ...]:
+        """The order in which a step's images go through the target's BN groups, and its inverse; none without groups.
+
+        Each (B,) int64, of the whole batch.
+        """
+        if self.target_encoder is None or self.settings.batch_norm.groups == 1:
+            return ()
+        drawn = permutation(self.settings.seed, step, self.settings.batch_size)
+        return tuple(places.to(device, non_blocking=True) for places in drawn)  # a GPU is not waited for
+
     @torch.no_grad()
-    def keys(self, x: Tensor, step: int) -> Tensor:
+    def keys(self, x: Tensor, shuffle: tuple[Tensor, ...] = ()) -> Tensor:
         """The momentum encoder's output; with BN groups, of a batch whose images change groups (MoCo's shuffling)."""
         assert self.target_encoder is not None
-        if self.settings.batch_norm.groups == 1:
+        if not shuffle:
             t: Tensor = self.target_encoder(x)
             return t
-        whole = self.ranks.gather(x)
-        order, back = permutation(self.settings.seed, step, len(whole))
-        shuffled: Tensor = self.target_encoder(self.ranks.own(whole[order.to(x.device)]))
-        return self.ranks.own(self.ranks.gather(shuffled)[back.to(x.device)])
+        order, back = shuffle
+        shuffled: Tensor = self.target_encoder(self.ranks.own(self.ranks.gather(x)[order]))
+        return self.ranks.own(self.ranks.gather(shuffled)[back])
 
     def others(self, own: Tensor) -> Tensor:
         """What else a prediction is told apart from: the queue (MoCo), or the targets of its own view (SimCLR)."""

@@ -130,6 +130,7 @@ class ImageAverage(nn.Module):
     @torch.no_grad()
     def value(self, index: Tensor, z: Tensor) -> Tensor:
         """eta_t of images ``index`` (N,), given this step's z (N, d); (N, d) constants. A sum of 0 leaves eta_(t-1)."""
+        index = self._on_device(index)
         old = self.average[index]  # zero before the first visit, so that eta_t is z/|z|
         new = F.normalize(self.momentum * old + (1 - self.momentum) * self._unit(z), dim=1)
         vanished = new.norm(dim=1) < 0.5  # false for NaN, which a diverged run shall show
@@ -138,9 +139,13 @@ class ImageAverage(nn.Module):
     @torch.no_grad()
     def update(self, index: Tensor, z: Tensor) -> None:
         """Keep :meth:`value`. An image whose z has only ever been 0 stays unvisited."""
+        index = self._on_device(index)
         new = self.value(index, z)
         self.average[index] = new
         self.visited[index] |= (new != 0).any(1)
+
+    def _on_device(self, index: Tensor) -> Tensor:
+        return index.to(self.average.device, non_blocking=True)  # indexing by a CPU's tensor would wait for the GPU
 
     def _unit(self, z: Tensor) -> Tensor:
         return F.normalize(z.to(self.average.dtype), dim=1)

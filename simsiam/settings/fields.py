@@ -299,6 +299,17 @@ class EvaluationSettings(Section):
     )
 
 
+class ExecutionSettings(Section):
+    """How a step is carried out; nothing here changes a result."""
+
+    cuda_graph: bool = Field(
+        False,
+        description="on a GPU, forward and backward of a step are captured once and replayed; only of one rank, and"
+        " without one's own parts; elsewhere they are run as ever",
+        json_schema_extra={"in_id": False},
+    )
+
+
 class Settings(Section):
     """All that decides what a run computes."""
 
@@ -323,6 +334,7 @@ class Settings(Section):
     initialisation: InitialisationSettings = InitialisationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    execution: ExecutionSettings = ExecutionSettings()
 
 
 # --- flat form: dotted paths -------------------------------------------------------------------------------------

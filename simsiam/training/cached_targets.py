@@ -23,7 +23,7 @@ class CachedTargets:
     def __init__(self, settings: Settings, steps_per_epoch: int) -> None:
         self.num_steps = steps_per_epoch if settings.target.cache_epoch else settings.target.cache_steps
         self._start: dict[str, Any] = {}  # the model at the block's start
-        self._targets: list[list[Pair]] = []  # of each step to come, for each pair of views
+        self._targets: list[tuple[Pair, ...]] = []  # of each step to come, for each pair of views
 
     def starts_at(self, step: int) -> bool:
         """Whether a block of k steps begins here."""
@@ -33,12 +33,12 @@ class CachedTargets:
         """Compute the targets of a block's batches."""
         self._start = copy.deepcopy(model.state_dict())
         with torch.no_grad():
-            self._targets = [[model.encode(*pair) for pair in batch.pairs] for batch in batches]
+            self._targets = [tuple(model.encode(*pair) for pair in batch.pairs) for batch in batches]
         model.load_state_dict(self._start)
 
-    def of(self, step: int) -> list[Pair] | list[None]:
-        """The targets of a step, for each pair of views; None where they are to be computed in the step itself."""
-        return self._targets[step % self.num_steps] if self.num_steps else [None, None]
+    def of(self, step: int) -> tuple[Pair, ...]:
+        """The targets of a step, for each pair of views; none where they are to be computed in the step itself."""
+        return self._targets[step % self.num_steps] if self.num_steps else ()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs, to make this block's targets anew."""

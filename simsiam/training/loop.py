@@ -31,6 +31,7 @@ from simsiam.settings.own import own_parts
 from simsiam.settings.own_code import look_in
 from simsiam.training import logged
 from simsiam.training.cached_targets import CachedTargets
+from simsiam.training.captured import CapturedStep, Inputs
 from simsiam.training.optim import make_optimizer, set_rates
 
 Outcome = Literal["healthy", "collapsed", "diverged"]
@@ -99,6 +100,9 @@ class Training:
         self.steps_per_epoch = len(dataset.train) // settings.batch_size
         self.num_steps = settings.epochs * self.steps_per_epoch
         self.cache = CachedTargets(settings, self.steps_per_epoch)
+        # With several ranks there are collectives in the step, and one's own parts may do what no graph can hold.
+        captures = settings.execution.cuda_graph and ranks.world_size == 1 and not self.has_own_parts
+        self.captured = CapturedStep(self.forward_and_backward, self.model.buffers()) if captures else None
         self.step = 0
         self.collapsed_evaluations = 0
         self.held_out: logged.HeldOut | None = None  # of the last evaluation, to be published
@@ -184,26 +188,38 @@ class Training:
         set_rates(self.optimizer, self.settings, self.step, self.steps_per_epoch, self.num_steps)
         if self.has_own_parts:  # they may draw, as dropout does, and a resume shall draw the same
             torch.manual_seed(derive(self.settings.seed, "own parts", self.step, self.ranks.rank))
-        with self.precision():
-            if self.cache.starts_at(self.step):
+        if self.cache.starts_at(self.step):
+            with self.precision():
                 self.cache.fill(self.model, self.batches_from(self.step, self.cache.num_steps))
-            self.model.before_forward(self.step, self.num_steps)
-            outputs: list[Output] = [
-                self.model(*pair, more=batch.more, index=batch.places, step=self.step, cached=cached)
-                for pair, cached in zip(batch.pairs, self.cache.of(self.step), strict=False)
-            ]
-        loss = torch.stack([output.loss for output in outputs]).mean()
-        output = outputs[0]._replace(loss=loss)
-        self.optimizer.zero_grad()
-        (self.settings.loss.weight * loss).backward()  # type: ignore[no-untyped-call]
+        self.model.before_forward(self.step, self.num_steps)
+        inputs = Inputs(
+            batch.pairs,
+            batch.more,
+            batch.places.to(self.device, non_blocking=True),
+            self.model.shuffle(self.step, self.device),
+            self.cache.of(self.step),
+        )
+        output = self.forward_and_backward(inputs) if self.captured is None else self.captured(inputs)
         self.gradients.finish()
         self.optimizer.step()
         self.model.after_step(output, batch.places, self.step, self.num_steps)
         self.step += 1
-        output = output._replace(loss=self.ranks.mean(loss.detach()))
+        output = output._replace(loss=self.ranks.mean(output.loss.detach()))
         first_bad = torch.where(output.loss.isfinite(), self.num_steps + 1, self.step)
         torch.minimum(self.diverged_at, first_bad, out=self.diverged_at)
         return output
+
+    def forward_and_backward(self, inputs: Inputs) -> Output:
+        """The networks' part of a step. Leaves the gradients of the weighted loss; the loss returned has no weight."""
+        with self.precision():
+            outputs: list[Output] = [
+                self.model(*pair, more=inputs.more, index=inputs.index, shuffle=inputs.shuffle, cached=cached)
+                for pair, cached in itertools.zip_longest(inputs.pairs, inputs.cached)
+            ]
+        loss = torch.stack([output.loss for output in outputs]).mean()
+        self.optimizer.zero_grad()
+        (self.settings.loss.weight * loss).backward()  # type: ignore[no-untyped-call]
+        return outputs[0]._replace(loss=loss)
 
     def batches_from(self, step: int, num: int) -> Iterator[Batch]:
         """The batches of the next ``num`` steps from ``step`` on, over the ends of epochs, but not of the run."""

@@ -21,7 +21,7 @@ from experiments.runs import slurm_environment
 from experiments.runs.folder import Heartbeats, RunFolder, StoreError
 from experiments.runs.states import CellResult, End, State
 from experiments.runs.surroundings import surrounding_fault, waits
-from experiments.slurm import commands
+from experiments.slurm import commands, mps
 from experiments.slurm.commands import SlurmError
 from experiments.slurm.job.announcements import Announcement, losses
 from experiments.slurm.job.notify import FIRST_FAILURE, STANDS_STILL, notify, notify_if_ended
@@ -55,7 +55,8 @@ def work(folder: str, index: int, num_tasks: int) -> None:
     """Train cells of a launch until none is left: one task of an array."""
     launch = Launch(Path(folder))
     if slurm_environment.rank() == 0:
-        FirstTask(launch, index, num_tasks).run()
+        with mps.service(launch.cluster.profile):
+            FirstTask(launch, index, num_tasks).run()
     else:
         OtherTask(launch).run()
 

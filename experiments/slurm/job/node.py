@@ -11,6 +11,7 @@ from pathlib import Path
 from experiments.runs import slurm_environment
 from experiments.runs.folder import StoreError
 from experiments.runs.provenance import ROOT
+from experiments.slurm import mps
 from experiments.slurm.launch import Launch
 from experiments.slurm.profile import expanded
 from simsiam.data.sets import fingerprint, prepared_paths
@@ -37,6 +38,8 @@ def check_node(launch: Launch) -> None:
             f"gpus_per_task: {profile.gpus_per_task} were asked for, but SLURM gave {len(visible)} on {node}"
             f"  [{launch.cluster.at('gpus_per_task')}]"
         )
+    if profile.mps and not mps.is_there():
+        raise StoreError(f"mps: {mps.COMMAND} is not there on {node}  [{launch.cluster.at('mps')}]")
     data = launch.spec.data
     for planned in {cell.planned.cell.settings.data: cell.planned for cell in launch.cells}.values():
         settings = planned.cell.settings
