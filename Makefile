@@ -8,7 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python run_ablation.py
 
-.PHONY: demo test test-cluster test-lowest lint schemas bench clean
+.PHONY: demo test test-cluster test-lowest lint docs schemas bench clean
 .DEFAULT_GOAL := demo
 
 # Stamps say which part of the environment is in place; a changed pyproject.toml renews it.
@@ -48,6 +48,15 @@ test-lowest:
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
 	.venv-lowest/bin/python -m pytest
 
+# The documentation as a site, in site/; a warning is an error, and links and anchors are checked.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "Open site/index.html"
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
 # The JSON Schemas of the YAML files, from the models that read them.
 schemas: $(VENV)/installed
 	for kind in study scale method cluster; do $(RUN) schema $$kind > experiments/schemas/$$kind.json || exit 1; done
@@ -64,5 +73,5 @@ bench: .venv-bench/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-lowest .venv-bench build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find simsiam experiments analysis commands tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
