@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import typer
 
 from commands import cluster, data, demo, diagnose, gc, report, studies, verify, weights
-from commands.integrations import completion, schema
+from commands.integrations import completion, schema, track
 from commands.options import FAILURE, STOPPED, USAGE
 from simsiam.errors import SettingsError, UserError
 
@@ -44,6 +44,7 @@ app.command()(weights.evaluate)
 app.command("import")(weights.import_)
 app.command()(weights.export)
 app.command()(gc.gc)
+app.command()(track.track)
 app.command()(schema.schema)
 app.command()(completion.completion)
 app.add_typer(data_app, name="data")

@@ -37,7 +37,7 @@ ROOMS = {
         ("garbage",),
         ("schema",),
     ),
-    "analysis": (("formats",), ("frames",), ("diagnosis",), ("figures",), ("verdicts",), ("report",)),
+    "analysis": (("formats",), ("frames",), ("diagnosis",), ("figures",), ("verdicts",), ("report",), ("tracking",)),
 }
 
 
