@@ -115,6 +115,5 @@ def _package(module: str, package: str = "") -> Any:
     except ImportError as error:
         name = package or module
         raise SettingsError(
-            f"to: {name} is not installed here ({error}): pip install 'simsiam-ablations[{name}]', or pip install {name}"
-            "  [--to]"
+            f"to: {name} is not installed here ({error}): pip install 'simsiam-ablations[{name}]'  [--to]"
         ) from None
