@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,13 +75,11 @@ def tell(
         send(run, new)
         num_sent += len(new)
         sent[run.name] = {"step": new[-1][0] if new else known["step"], "ended": run.has_ended}
-        text = json.dumps(sent, indent=1)
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / SENT, lambda file, text=text: file.write(text.encode()), aside=str(os.getpid()))
+        _remember(out / SENT, json.dumps(sent, indent=1))
     return num_sent, {str(row["run"]): str(row["state"]) for row in runs.to_dict("records")}
 
 
-def _tracked(row: dict[str, Any], study: str, settings: dict[str, Any]) -> TrackedRun:
+def _tracked(row: Mapping[Any, Any], study: str, settings: dict[str, Any]) -> TrackedRun:
     kept = {name: row[name] for name in RUN_COLUMNS if name.startswith("final_") or name in ("outcome", "seconds")}
     result = {name: value for name, value in kept.items() if value is not None and not pd.isna(value)}
     ended = row["state"] in ENDED
@@ -102,6 +100,11 @@ def _new(points: pd.DataFrame, after: int, *, whole: bool) -> Points:
         measured = {name: float(row[name]) for name in names if math.isfinite(row[name])}
         by_step.setdefault(int(row["step"]), {}).update(measured)
     return sorted(by_step.items())
+
+
+def _remember(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()), aside=str(os.getpid()))
 
 
 def _read(path: Path) -> dict[str, Any]:

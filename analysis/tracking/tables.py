@@ -43,7 +43,7 @@ def write_tables(kind: str, variants: Sequence[ReportVariant], runs_dir: Path, o
 
 def _plain(frame: pd.DataFrame) -> pd.DataFrame:
     """Columns of one type each: what holds lists, or texts beside numbers, is written as text."""
-    plain = frame.assign(variant=frame["variant"].astype(str))
+    plain: pd.DataFrame = frame.assign(variant=frame["variant"].astype(str))
     for name in [name for name in plain if pd.api.types.is_object_dtype(plain[name])]:
         plain[name] = [
             None if value is None or value is pd.NA or value != value else str(value) for value in plain[name]
