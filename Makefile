@@ -8,7 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python run_ablation.py
 
-.PHONY: demo test test-cluster test-lowest lint schemas bench clean
+.PHONY: demo test test-cluster test-lowest test-pythons lint docs lock schemas bench clean
 .DEFAULT_GOAL := demo
 
 # Stamps say which part of the environment is in place; a changed pyproject.toml renews it.
@@ -48,9 +48,38 @@ test-lowest:
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
 	.venv-lowest/bin/python -m pytest
 
+# The documentation as a site, in site/; a warning is an error, and links and anchors are checked.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "Open site/index.html"
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
 # The JSON Schemas of the YAML files, from the models that read them.
 schemas: $(VENV)/installed
 	for kind in study scale method cluster; do $(RUN) schema $$kind > experiments/schemas/$$kind.json || exit 1; done
+
+# The tests on every Python from 3.10 on that is installed here, each in an environment of its own; PYTHONS="3.10 3.13"
+# chooses. One that fails does not keep the others from being tested.
+PYTHONS ?= 3.10 3.11 3.12 3.13 3.14
+test-pythons:
+	@failed=; for version in $(PYTHONS); do \
+	  python$$version -c '' 2>/dev/null || { echo "Python $$version: not installed here"; continue; }; \
+	  echo "Python $$version"; \
+	  { python$$version -m venv .venv-$$version && \
+	    .venv-$$version/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' && \
+	    .venv-$$version/bin/python -m pytest $(TESTS); } || failed="$$failed $$version"; \
+	done; test -z "$$failed" || { echo "failed on Python$$failed"; exit 1; }
+
+# Exact versions with hashes, newest first, within the ranges of pyproject.toml; keeps the head of the file.
+lock: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet uv
+	grep '^#' requirements.lock > requirements.lock.new
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header --quiet >> requirements.lock.new
+	mv requirements.lock.new requirements.lock
 
 # Speed beside the peers, which are pinned and live in an environment of their own. QUICK=1 takes under 5 minutes;
 # DATA=DIR (with cifar10/{train,test}/CLASS/IMAGE and photographs/ in it) adds the rows that need real images.
@@ -64,5 +93,5 @@ bench: .venv-bench/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-3.* .venv-lowest .venv-bench build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find simsiam experiments analysis commands tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

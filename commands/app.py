@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import typer
 
 from commands import cluster, data, demo, diagnose, folders, report, studies, weights
-from commands.integrations import completion, schema
+from commands.integrations import completion, schema, track
 from commands.options import FAILURE, STOPPED, USAGE
 from simsiam.errors import SettingsError, UserError
 
@@ -48,6 +48,7 @@ app.command()(weights.export)
 app.command()(folders.gc)
 app.command()(folders.archive)
 app.command()(folders.unpack)
+app.command()(track.track)
 app.command()(schema.schema)
 app.command()(completion.completion)
 app.add_typer(data_app, name="data")

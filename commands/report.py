@@ -184,10 +184,13 @@ def _print_report(files: ReportFiles, scale: str, *, brief: bool) -> None:
         return
     console.print(f"\n{files.answer}\n")
     if reason := no_results(scale, (str(name) for name in files.runs["data.name"])):
-        print_prose(console, f"These are no results. {reason}\n")
+        print_prose(console, f"These are no results. {reason}")
+        console.print()
     for verdict in files.verdicts:
         print_prose(console, f"{verdict.label}: {verdict.claim.says} {verdict.conclusion}".rstrip())
-    table = Table(*files.table.headings())
+    headings = files.table.headings()
+    optional = [name for name in reversed(headings[2:]) if not name.startswith(("Ours", "outcome", "difference"))]
+    table = Table(*headings, optional=optional)
     for row in files.table.lines():
         table.add_row(*row)
     console.print(table)

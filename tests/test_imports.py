@@ -47,6 +47,7 @@ ROOMS = {
         ("verdicts",),
         ("report",),
         ("notebook",),
+        ("tracking",),
     ),
 }
 

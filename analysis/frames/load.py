@@ -306,5 +306,5 @@ def _points_frame(curves: list[tuple[Contents, dict[str, Any]]]) -> pd.DataFrame
 def _runs_frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     names = dict.fromkeys(name for row in rows for name in row)  # a setting that is missing somewhere is NaN there
     runs = pd.DataFrame(rows, columns=list(dict.fromkeys([*RUN_COLUMNS, *names])))
-    typed: pd.DataFrame = runs.astype({"seed": "Int64"})
+    typed: pd.DataFrame = runs.astype({"seed": "Int64"}).copy()  # in few blocks: else pandas warns who adds a column
     return typed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from commands.report import report
 from experiments.plan import make_plan
@@ -78,3 +79,18 @@ def test_evaluate_of_nothing_fails(tmp_path: Path) -> None:
         evaluate("stop-gradient", runs=tmp_path / "runs", data=tmp_path, scale="smoke", device="cpu")
     with pytest.raises(StoreError, match="nothing was evaluated"):
         evaluate("stop-gradient", runs=tmp_path / "runs", data=tmp_path, scale="smoke", device="cpu", as_json=True)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_report_s_table_fits_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("analysis.report.one_study.drawings", lambda *_: [])
+    monkeypatch.setattr("commands.report.make_console", lambda: Console(width=width, markup=False, highlight=False))
+    runs_of("stop-gradient", Path("runs"), Path("data"))
+    report("stop-gradient", Path("runs"), Path("data"), "smoke")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > width and str(tmp_path) not in line] == []
+    assert any("Not shown at this width" in line and "cost per run" in " ".join(lines) for line in lines)
+    assert any(line.startswith(" variant") for line in lines), "a table, not a record for each row"

@@ -1,0 +1,1 @@
+"""Run folders to trackers and tables of other programs, one way."""
