@@ -66,7 +66,7 @@ def write_run(
     attempt = {
         "attempt": 1, "git_commit": "0123456789abcdef0123456789abcdef01234567", "git_dirty": False, "code": "c0de",
         "versions": {"python": "3.11.2", "torch": "2.9.0"}, "device": device, "threads": 2, "host": "node1",
-        "command": "run_ablation.py run study", "data_fingerprint": FINGERPRINT, "started": "2026-01-02T03:04:05Z",
+        "command": "run_ablation.py run study", "data_fingerprint": fingerprint, "started": "2026-01-02T03:04:05Z",
     }  # fmt: skip
     (folder / "provenance.json").write_text(
         json.dumps(

@@ -1,4 +1,4 @@
-"""A study's results in words: the answer in one sentence, what to be wary of, the caption of the figure."""
+"""A study's results in words: the answer to its question, the numbers, what to be wary of, the figure's caption."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from analysis.figures.groups import make_groups
 from analysis.figures.layout import reference_values
 from analysis.formats import format_estimate
 from analysis.frames.load import accuracy_of, counts, describe_state
+from analysis.verdicts.verdicts import Verdict
 from simsiam.record.catalogue import METRICS
 
 VERBS = {  # of what a run came to
@@ -96,8 +97,47 @@ def _from_best(variants: Sequence[Summary]) -> list[Summary]:
     return sorted((variant for variant in variants if variant.accuracy_text), key=lambda variant: -variant.accuracy)
 
 
-def answer(runs: pd.DataFrame) -> str:
-    """The result in one sentence: each variant if there are a few, else the ends of the range and what failed."""
+_TALLY = {  # of one claim, and of several
+    "supported": ("is supported", "are supported"),
+    "contradicted": ("is contradicted", "are contradicted"),
+    "agrees": ("looks so too", "look so too"),
+    "disagrees": ("does not look so", "do not look so"),
+    "unclear": ("is open", "are open"),
+    "not run": ("waits for runs", "wait for runs"),
+}
+
+
+def answer(verdicts: Sequence[Verdict], runs: pd.DataFrame) -> str:
+    """What the runs say to the question of their study: of its first claim, and how many of the others went so.
+
+    A study without claims has the numbers for an answer (:func:`in_numbers`).
+    """
+    if not verdicts:
+        return in_numbers(runs)
+    first, others = verdicts[0], verdicts[1:]
+    says, at = first.claim.says.rstrip("."), f"at {first.scale} scale"
+    seeds = f"{first.num_seeds} seed{'s' if first.num_seeds != 1 else ''}"
+    open_ending = f"{seeds} {'do' if first.num_seeds != 1 else 'does'} not decide it"
+    if first.outcome == "supported":
+        text = f"{says}: yes, {at} ({seeds})."
+    elif first.outcome == "contradicted":
+        text = f"{says}: no, not {at} ({seeds})." + f" {first.conclusion}" * first.conclusion.startswith("At")
+    elif first.direction == "not run":
+        return f"No answer yet: the runs that decide it have not ended. It is claimed: {says[0].lower()}{says[1:]}."
+    else:
+        so_far = {"agrees": "so it looks", "disagrees": "it does not look so", "unclear": "it is open"}
+        text = f"{says}: {so_far[first.direction]} {at}, but {open_ending}."
+    if others:
+        found = Counter(_TALLY.get(verdict.outcome) or _TALLY[verdict.direction] for verdict in others)
+        parts = [f"{number} {many if number > 1 else one}" for (one, many), number in found.items()]
+        text += (
+            f" Of {len(others)} more claims {', '.join(parts)}." if len(others) > 1 else f" One more {parts[0][2:]}."
+        )
+    return text
+
+
+def in_numbers(runs: pd.DataFrame) -> str:
+    """The results in one sentence: each variant if there are a few, else the ends of the range and what failed."""
     variants = summaries(runs)
     if len(variants) <= 4:
         return "; ".join(variant.sentence for variant in variants) + "."

@@ -70,7 +70,8 @@ class ReportFiles:
     figures: tuple[Path, ...]
     tables: tuple[Path, ...]
     table: Table  # .headings() and .lines() are its text
-    answer: str  # the result in one sentence
+    answer: str  # to the study's question, by its claims
+    numbers: str  # the same in numbers: each variant, or the range of many
     warnings: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     drawings: tuple[Drawing, ...]  # in the order of the study's file
@@ -121,7 +122,8 @@ def report(
         figures=tuple(out_dir / name for name in names if name.startswith("figure")),
         tables=tuple(out_dir / name for name in names if name.startswith("table")),
         table=table,
-        answer=in_words.answer(runs),
+        answer=in_words.answer(judged, runs),
+        numbers=in_words.in_numbers(runs),
         warnings=tuple(in_words.warnings(runs)),
         verdicts=judged,
         drawings=tuple(drawn),

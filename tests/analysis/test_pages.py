@@ -11,10 +11,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import pandas as pd
 import pytest
 
 from analysis.report import in_words, page
 from analysis.report.one_study import ReportFiles, ReportVariant, gather, report
+from analysis.verdicts.verdicts import Direction, Finding, Outcome, Verdict
+from experiments.studies.claims import Claim, Event
+from experiments.studies.design import Design
 from experiments.studies.study import PaperResult, Study
 from simsiam.settings.fields import Settings, flatten
 from simsiam.settings.identity import config_id
@@ -64,7 +68,7 @@ class Page(HTMLParser):
 
 def test_a_finished_study(tmp_path: Path) -> None:
     for seed in range(3):
-        write_run(tmp_path / "my runs", WITH, seed, knn=79)
+        write_run(tmp_path / "my runs", WITH, seed, knn=77)
         write_run(tmp_path / "my runs", WITHOUT, seed, "collapsed", knn=61)
     variants = variant("with", WITH, 0, 1, 2, paper=PaperResult(top1=67.7)), variant("without", WITHOUT, 0, 1, 2)
     files = make(tmp_path / "my runs", tmp_path / "out", *variants)
@@ -80,7 +84,7 @@ def test_a_finished_study(tmp_path: Path) -> None:
         files.answer,
     )
     assert files.answer in parsed.text
-    assert "below kNN on raw pixels (82.1 %)" in files.warnings[0]
+    assert "below a classifier on raw pixels (83.0 %)" in files.warnings[0]
     assert files.warnings[0] in parsed.text
     for link in parsed.links:
         assert link.startswith("data:image/svg+xml") or (tmp_path / "out" / unquote(link)).exists(), link
@@ -136,7 +140,7 @@ def test_many_variants_are_summed_up(tmp_path: Path) -> None:
         write_run(tmp_path / "runs", config, 0, ("healthy", "collapsed", "diverged")[i % 3], knn=60 + i)
     names = [f"batch {config.batch_size}" for config in configs]
     _, runs = gather([variant(name, config, 0) for name, config in zip(names, configs, strict=True)], tmp_path / "runs")
-    answer = in_words.answer(runs)
+    answer = in_words.in_numbers(runs)
     assert answer.startswith("Of 12 variants, the best is batch 1024: linear top-1 72.8 %")
     assert "z collapsed in runs of batch 4, batch 32, batch 256" in answer
     assert "the loss diverged in runs of batch 8, batch 64, batch 512" in answer
@@ -149,8 +153,8 @@ def test_of_equal_variants_the_first_is_the_best_everywhere(tmp_path: Path) -> N
         write_run(tmp_path / "runs", config, 0, knn=(30, 40, 40, 20, 20, 35)[i])
     variants = [variant(f"batch {config.batch_size}", config, 0) for config in configs]
     _, runs = gather(variants, tmp_path / "runs")
-    assert "the best is batch 4: " in in_words.answer(runs)
-    assert "the lowest is batch 32: " in in_words.answer(runs)
+    assert "the best is batch 4: " in in_words.in_numbers(runs)
+    assert "the lowest is batch 32: " in in_words.in_numbers(runs)
     assert "Even the best variant (batch 4, " in " ".join(in_words.warnings(runs))
 
 
@@ -195,3 +199,31 @@ def test_only_what_differs_is_a_switch() -> None:
     assert [(path, values) for path, _, values in differing] == [("target.stop_gradient", ["on", "off"])]
     assert ("augment.crop_scale", "[0.2, 1]") in [(path, value) for path, _, value in shared]
     assert len(differing) + len(shared) == len(flatten(WITH)) - 1  # the seed is neither
+
+
+def verdict(outcome: Outcome, direction: Direction, num_seeds: int = 3) -> Verdict:
+    check = Event(kind="event", of="with", event="collapsed", how_often="none")
+    claim = Claim(name="a", says="Nothing collapses.", checks=(check,))
+    findings = (Finding(check, outcome, direction, "", num_seeds),)
+    return Verdict(claim, "cpu", outcome, direction, findings, (), (), Design())
+
+
+@pytest.mark.parametrize(
+    ("outcome", "direction", "says"),
+    [
+        ("supported", "agrees", "Nothing collapses: yes, at cpu scale (3 seeds). "),
+        ("contradicted", "disagrees", "Nothing collapses: no, not at cpu scale (3 seeds). "),
+        ("undecided", "agrees", "Nothing collapses: so it looks at cpu scale, but 3 seeds do not decide it. "),
+        ("undecided", "disagrees", "Nothing collapses: it does not look so at cpu scale, but 3 seeds do not decide"),
+        ("undecided", "not run", "No answer yet: "),
+    ],
+)
+def test_the_result_answers_by_the_first_claim(outcome: Outcome, direction: Direction, says: str) -> None:
+    others = [verdict("supported", "agrees"), verdict("undecided", "unclear"), verdict("undecided", "unclear")]
+    found = in_words.answer([verdict(outcome, direction), *others], pd.DataFrame())
+    assert found.startswith(says)
+    if direction != "not run":
+        assert found.endswith("Of 3 more claims 1 is supported, 2 are open.")
+        assert in_words.answer([verdict(outcome, direction), others[0]], pd.DataFrame()).endswith(
+            " One more is supported."
+        )

@@ -24,7 +24,7 @@ from analysis import load_runs
 from analysis.diagnosis.rules import diagnose_runs
 from analysis.frames import cache
 from analysis.frames.load import RUN_COLUMNS, came_to, describe_state
-from analysis.report.in_words import answer
+from analysis.report.in_words import in_numbers
 from analysis.report.study_table import outcome_entry
 from tests.conftest import ROOT
 from tests.run_folders import settings, write_run
@@ -285,7 +285,7 @@ def test_the_word_for_a_run_is_that_of_its_diagnosis_everywhere() -> None:
     assert list(came_to(runs)) == ["dimensional collapse", "healthy"]
     runs["variant"] = pd.Categorical(runs["run"])
     assert outcome_entry(runs.iloc[:1]).text == "dimensional collapse (1/1)"
-    assert "dimensional collapse" in answer(runs)
+    assert "dimensional collapse" in in_numbers(runs)
     assert [describe_state(run) for _, run in runs.iterrows()] == ["dimensional collapse", "healthy"]
     assert list(came_to(runs.drop(columns="diagnosis"))) == ["healthy", "healthy"]
 
