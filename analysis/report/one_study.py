@@ -21,6 +21,7 @@ from analysis.report.study_table import study_table
 from analysis.report.table import Table
 from analysis.verdicts.verdicts import Verdict, verdicts
 from experiments.plan import Plan
+from experiments.studies.published import Published, published
 from experiments.studies.study import PaperResult, Study
 from simsiam.settings.fields import Settings, flatten
 
@@ -35,6 +36,7 @@ class ReportVariant:
     settings: Settings
     seeds: tuple[int, ...]  # asked for; others that are there are reported too
     against: str | None = None  # the variant that its difference is taken to
+    published: tuple[Published, ...] = ()  # what others report for it at this scale
 
 
 def report_variants(study: Study, made: Plan, seeds: Sequence[int] | None) -> list[ReportVariant]:
@@ -49,6 +51,7 @@ def report_variants(study: Study, made: Plan, seeds: Sequence[int] | None) -> li
             settings=first[variant.name].cell.settings,
             seeds=asked,
             against=variant.against,
+            published=published(made.scale.name, variant.published),
         )
         for variant in study.variants
         if variant.name in first
@@ -92,7 +95,8 @@ def report(
     points, runs = gather(variants, runs_dir)
     paper = {variant.name: variant.paper for variant in variants}
     against = {variant.name: variant.against for variant in variants}
-    table = study_table(runs, paper, study.title, scale, against)
+    others = {variant.name: variant.published for variant in variants}
+    table = study_table(runs, paper, study.title, scale, against, others)
     judged = tuple(verdicts(study.claims, points, runs, scale))
     if note:
         table = replace(table, notes=(*table.notes, note))
