@@ -25,6 +25,7 @@ from analysis.verdicts.quantities import StudyRuns
 from analysis.verdicts.two_sources import Sources, sources_of_runs
 from analysis.verdicts.verdicts import Verdict, verdicts
 from experiments.plan import Plan
+from experiments.studies.published import Published, published
 from experiments.studies.study import PaperResult, Study
 from simsiam.settings.fields import Settings, flatten
 
@@ -40,6 +41,7 @@ class ReportVariant:
     seeds: tuple[int, ...]  # asked for
     against: str | None = None  # the variant that its difference is taken to
     no_others: bool = False  # whether other seeds that are there are left out
+    published: tuple[Published, ...] = ()  # what others report for it at this scale
 
 
 def report_variants(study: Study, made: Plan, seeds: Sequence[int] | None) -> list[ReportVariant]:
@@ -55,6 +57,7 @@ def report_variants(study: Study, made: Plan, seeds: Sequence[int] | None) -> li
             seeds=asked,
             against=variant.against,
             no_others=seeds is not None,
+            published=published(made.scale.name, variant.published),
         )
         for variant in study.variants
         if variant.name in first
@@ -99,7 +102,8 @@ def report(
     points, runs = gather(variants, runs_dir)
     paper = {variant.name: variant.paper for variant in variants}
     against = {variant.name: variant.against for variant in variants}
-    table = study_table(runs, paper, study.title, scale, against)
+    others = {variant.name: variant.published for variant in variants}
+    table = study_table(runs, paper, study.title, scale, against, others)
     judged = tuple(verdicts(study.claims, points, runs, scale, study.design, study.name))
     if note:
         table = replace(table, notes=(*table.notes, note))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from analysis.frames.load import counts, describe_state, device_hours
 from analysis.report.differences import OURS_NONE, PAPER_NONE, Differences
 from analysis.report.table import Column, Entry, Table
 from experiments.studies.design import LEVEL
+from experiments.studies.published import NAMES, Published
 from experiments.studies.study import PaperResult
 from simsiam.record.catalogue import CATALOGUE, METRICS, Metric
 
@@ -25,13 +26,16 @@ def study_table(
     title: str,
     scale: str,
     against: Mapping[str, str | None] | None = None,
+    published: Mapping[str, Sequence[Published]] | None = None,
 ) -> Table:
     """A row for each variant: what the paper reports, what our runs came to, and the difference to the baseline.
 
     ``runs`` has a row for each run that was asked for (missing ones too) and the column ``variant``; ``paper`` has the
-    paper's result of each variant, in the order of the rows, and ``against`` the variant that each is compared with.
+    paper's result of each variant, in the order of the rows, ``against`` the variant that each is compared with, and
+    ``published`` what others have published for it at this scale.
     Means are over the runs that ended, diverged ones left out; the spread is the sample standard deviation over seeds.
-    The paper's columns are there if it gives any number, those of the differences if any variant has a baseline.
+    The paper's column and that of others are there if they give any number, those of the differences if any variant has
+    a baseline.
     """
     ours = f"Ours ({scale} scale)"
     differences = Differences(runs, paper, {name: (against or {}).get(name) for name in paper})
@@ -45,6 +49,7 @@ def study_table(
     columns = [
         Column("variant", "variant", is_number=False, width=9),
         *[Column("paper_top1", "ImageNet linear top-1 (%)", "Paper", width=5.5)][: int(has_paper)],
+        *[Column("published", "top-1 (%)", "Others", is_number=False, width=7)][: int(any((published or {}).values()))],
         *top1,
         *[Column("difference", "difference (points)", ours, width=5.5)][: int(has_differences)],
         *[Column("direction", "as in the paper?", ours, is_number=False, width=6.5)][: int(has_directions)],
@@ -58,6 +63,7 @@ def study_table(
         entries = {
             "variant": Entry(name or "(no name)", exact={"": name}),
             "paper_top1": paper_entry(result),
+            "published": published_entry((published or {}).get(name, ())),
             **{metric.name: estimate_entry(of_variant, metric) for metric in OURS},
             "difference": differences.difference_entry(name),
             "direction": differences.direction_entry(name),
@@ -90,6 +96,9 @@ def study_table(
     notes += [
         f"Paper, {_quoted(name for name, result in paper.items() if result.note == note)}: {note}"
         for note in dict.fromkeys(result.note for result in paper.values() if result.note)
+    ]
+    notes += [
+        f"Others, '{name}': {'; '.join(map(str, numbers))}." for name, numbers in (published or {}).items() if numbers
     ]
     losses = set(runs["loss.name"].dropna()) if "loss.name" in runs else set[str]()
     if len(losses) > 1:
@@ -136,6 +145,19 @@ def paper_entry(result: PaperResult) -> Entry:
     if result.trials is not None:
         text += f" ({result.trials} trials)"
     return Entry(text, exact=exact)
+
+
+def published_entry(numbers: Sequence[Published]) -> Entry:
+    """The range of what others report, for each measure: ``linear 90.5 to 91.9; kNN 76.4 to 90.4``."""
+    by_measure = {measure: sorted(number.top1 for number in numbers if number.measure == measure) for measure in NAMES}
+    exact: dict[str, float | int | str] = {}
+    texts = []
+    for measure, found in by_measure.items():
+        low, high = (found[0], found[-1]) if found else (math.nan, math.nan)
+        exact |= {f"_{measure}_lowest": low, f"_{measure}_highest": high}
+        if found:
+            texts.append(f"{NAMES[measure]} {low:.1f}" + (f" to {high:.1f}" if len(found) > 1 else ""))
+    return Entry("; ".join(texts), "" if texts else "none known", exact)
 
 
 def estimate_entry(runs: pd.DataFrame, metric: Metric) -> Entry:

@@ -36,6 +36,7 @@ from experiments.studies.layers import (
     resolve,
     wants_text,
 )
+from experiments.studies.published import published_names
 from experiments.studies.yaml_files import Document, dump, parse_model, parse_value, read
 from simsiam.errors import SettingsError, nearest
 from simsiam.record.atomic_files import write_atomically
@@ -66,6 +67,7 @@ class _Variant(ScaledBlock):
     )
     against: str | None = Field(None, description="the variant that its difference is taken to; else the baseline")
     paper: PaperResult = Field(PaperResult(), description="what the paper reports for it")
+    published: str = Field("", description="whose numbers in published.yaml stand beside the paper's")
 
 
 Seeds = Annotated[int, Field(ge=1, le=1000)]
@@ -141,6 +143,7 @@ class Variant:
     derived: tuple[Derived, ...] = ()
     only: tuple[str, ...] = ()  # the scales at which it is run; none named: all
     against: str | None = None  # the variant that its difference is taken to; None: it is itself a baseline
+    published: str = ""  # the name of others' numbers for it, see experiments.studies.published
 
     def layer(self, scale: str) -> Layer:
         """Its settings at a scale."""
@@ -241,6 +244,11 @@ def load_study(name: str) -> Study:
             if scale not in SCALES:
                 place = document.at("variants", key, "only")
                 raise SettingsError(f"variants.{key}.only: {scale!r} is not one of {', '.join(SCALES)}  [{place}]")
+        if variant.published and variant.published not in published_names():
+            raise SettingsError(
+                f"variants.{key}.published: {variant.published!r} is not one of {'; '.join(published_names())}"
+                f"  [{document.at('variants', key, 'published')}]"
+            )
     blocks = {("scales",): parsed.scales} | {
         ("variants", key, "scales"): variant.scales for key, variant in parsed.variants.items()
     }
@@ -264,7 +272,9 @@ def load_study(name: str) -> Study:
             _derived(path, text, f"variant, {document.at('variants', key, 'derived', path)}")
             for path, text in variant.derived.items()
         )
-        variants.append(Variant(key, layers, {}, variant.paper, derived, variant.only, variant.against))
+        variants.append(
+            Variant(key, layers, {}, variant.paper, derived, variant.only, variant.against, variant.published)
+        )
     if parsed.grid:
         axes = {
             axis: (_values_of_axis(document, axis, values), f"grid, {document.at('grid', axis)}")
