@@ -1,5 +1,6 @@
 # make demo   everything that is needed, then the stop-gradient study on real images, with its report
 # make test   everything that is needed, then lint, types, tests
+# make test-gpu, bench-gpu   tests and speed on an NVIDIA GPU; bench-gpu ends in a table for docs/performance.md
 # make test-cluster   tests on a real SLURM, started for them on this machine: as root, with its packages installed
 # Both set up a virtual environment of their own in .venv and need nothing but Python >= 3.10, git and make.
 
@@ -8,7 +9,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python run_ablation.py
 
-.PHONY: demo test test-cluster test-lowest test-pythons lint docs lock schemas bench clean
+.PHONY: demo test test-cluster test-gpu test-lowest test-pythons lint docs lock schemas bench bench-gpu clean
 .DEFAULT_GOAL := demo
 
 # Stamps say which part of the environment is in place; a changed pyproject.toml renews it.
@@ -35,6 +36,10 @@ test: lint
 
 test-cluster: $(VENV)/installed-dev
 	ABLATION_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -v
+
+# On an NVIDIA GPU, or on all there are. DEVICE=cpu tries the tests' own logic where there is none.
+test-gpu: $(VENV)/installed-dev
+	ABLATION_TEST_GPU=$(or $(DEVICE),cuda) CUBLAS_WORKSPACE_CONFIG=:4096:8 $(BIN)/python -m pytest tests/gpu
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -85,6 +90,9 @@ lock: $(VENV)/installed-dev
 # DATA=DIR (with cifar10/{train,test}/CLASS/IMAGE and photographs/ in it) adds the rows that need real images.
 bench: .venv-bench/installed
 	.venv-bench/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(DATA),--data $(DATA))
+
+bench-gpu: .venv-bench/installed
+	.venv-bench/bin/python -m benchmarks.gpu
 
 .venv-bench/installed: pyproject.toml benchmarks/requirements.txt
 	@echo "Setting up .venv-bench (once; PyTorch is large, this takes some minutes)"

@@ -62,7 +62,7 @@ def kornia_views(images: Tensor, blur: float) -> Callable[[], tuple[Tensor, Tens
         K.RandomHorizontalFlip(),
         K.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
     ]
-    one = torch.nn.Sequential(*steps)
+    one = torch.nn.Sequential(*steps).to(images.device)
 
     def run() -> tuple[Tensor, Tensor]:
         x = images.float() / 255
@@ -99,7 +99,7 @@ class LightlySimSiam:
     blocks that it is built from. As in Sec. 4.2 the predictor's rate does not decay.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, device: torch.device | None = None) -> None:
         from lightly.loss import NegativeCosineSimilarity
         from lightly.models.modules.heads import ProjectionHead
         from torch.nn import BatchNorm1d, ReLU
@@ -112,6 +112,8 @@ class LightlySimSiam:
         self.projection = ProjectionHead([*blocks, (widths[-1], dim, BatchNorm1d(dim), None)])
         narrow = predictor.hidden_dim
         self.prediction = ProjectionHead([(dim, narrow, BatchNorm1d(narrow), ReLU()), (narrow, dim, None, None)])
+        for part in (self.backbone, self.projection, self.prediction):
+            part.to(device)
         self.criterion = NegativeCosineSimilarity()
         self.rate = settings.optimizer.lr * settings.batch_size / 256
         encoder = [*self.backbone.parameters(), *self.projection.parameters()]

@@ -20,6 +20,7 @@ import torch
 from benchmarks.harness import Bench, Contender, Reach
 from benchmarks.images import MEAN, STD, smooth
 from benchmarks.peers import LightlySimSiam, lightly_loader
+from simsiam.data.batches import Batch
 from simsiam.data.dataset import Dataset, Split
 from simsiam.settings.checks import validate
 from simsiam.settings.fields import Settings
@@ -53,10 +54,10 @@ def generated(num: int) -> Dataset:
     return Dataset("generated", train, test, tuple("0123456789"), MEAN, STD, "generated", 3, 32)
 
 
-def make_training(settings: Settings, dataset: Dataset) -> Training:
+def make_training(settings: Settings, dataset: Dataset, device: torch.device = CPU) -> Training:
     """A training in a folder that is soon gone; its steps write nothing."""
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(settings, dataset, Path(folder), 1, CPU, Hooks())
+        training = Training(settings, dataset, Path(folder), 1, device, Hooks())
         assert training.metrics is not None
         training.metrics.close()
     return training
@@ -79,15 +80,17 @@ def our_steps(training: Training, num: int) -> Callable[[], object]:
     return run
 
 
-def bare_steps(training: Training, num: int) -> Callable[[], object]:
+def bare_steps(training: Training, num: int, batch: Batch | None = None) -> Callable[[], object]:
     """``num`` times forward and backward on the same two views."""
-    (x1, x2), model = next(training.source.epoch(0, 0)).pairs[0], training.model
+    (x1, x2), model = (batch or next(training.source.epoch(0, 0))).pairs[0], training.model
     x1, x2 = (x.contiguous(memory_format=torch.channels_last) for x in (x1, x2))
 
     def run() -> None:
         for _ in range(num):
             model.zero_grad()
-            model(x1, x2).loss.backward()
+            with training.precision():
+                loss = model(x1, x2).loss
+            loss.backward()
 
     return run
 

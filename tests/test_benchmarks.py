@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import document, harness
 from benchmarks.harness import Bench, Contender, Reach
@@ -65,3 +66,21 @@ def test_the_page_is_made_from_the_csv(bench: Bench, tmp_path: Path, monkeypatch
     assert "| a row | queries/s | 12 ± 2 | peer: 5 ± 1.5 | 2 [2, 3] |" in text
     assert text.startswith("by hand")
     assert text.endswith("also by hand\n")
+
+
+def test_the_gpu_s_table_holds_what_was_measured() -> None:
+    """On the CPU, with a tiny network: each row takes the time it is given, and the shares are those of the speeds."""
+    from benchmarks import gpu
+
+    cpu = torch.device("cpu")
+    settings = gpu.settings_of("smoke", precision="bfloat16")
+    found = gpu.of_training("tiny", "cifar", settings, cpu, 0.5, gpu.from_crops)
+    found += gpu.of_training("tiny, from memory", "cifar", settings, cpu, 0.5, gpu.from_memory)
+    found += gpu.of_views(cpu, 0.5, with_kornia=False)
+    assert [result.who for result in found] == 2 * ["ours", "ours, captured", "bare network"] + ["ours"]
+    assert all(result.pairs > 0 for result in found)
+    exact = [gpu.Result("a", "ours", 9000.0, 10.0, 2**31, 50_000), gpu.Result("a", "bare network", 10000.0, 0, 0, 0)]
+    lines = gpu.table(exact, "H100").splitlines()
+    assert lines[0] == "H100."
+    assert lines[-2] == "| a | ours | 9,000 ± 10 | 90% | 1.2 | 2.0 |"  # 800 x 50,000 / 9,000 s
+    assert lines[-1] == "| a | bare network | 10,000 ± 0 | 100% |  | 0.0 |"
