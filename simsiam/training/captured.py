@@ -23,14 +23,14 @@ class Inputs(NamedTuple):
 
     pairs: tuple[Pair, ...]  # views (x1, x2), each (B, C, S, S)
     more: tuple[Tensor, ...]  # further views of one's own
-    index: Tensor  # (B,) int64: the images' places in the training set
+    places: Tensor  # (B,) int64: the images' places in the training set
     shuffle: tuple[Tensor, ...] = ()  # MoCo's order of the images and its inverse, each (B,) int64
     cached: tuple[Pair, ...] = ()  # targets of an earlier step (Sec. 5.2), for each pair
 
     def tensors(self) -> list[Tensor]:
         """All of them, in one order."""
         pairs = (x for pair in (*self.pairs, *self.cached) for x in pair)
-        return [*pairs, *self.more, self.index, *self.shuffle]
+        return [*pairs, *self.more, self.places, *self.shuffle]
 
     def clone(self) -> Inputs:
         """Tensors of the same shapes, numbers and memory formats that nobody else holds."""
@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
             return tuple((one.clone(), other.clone()) for one, other in given)
 
         more, shuffle = (tuple(x.clone() for x in part) for part in (self.more, self.shuffle))
-        return Inputs(pairs(self.pairs), more, self.index.clone(), shuffle, pairs(self.cached))
+        return Inputs(pairs(self.pairs), more, self.places.clone(), shuffle, pairs(self.cached))
 
 
 class CapturedStep:
@@ -69,7 +69,7 @@ class CapturedStep:
     def __call__(self, inputs: Inputs) -> Output:
         """Make the step. All calls give tensors of the same shapes."""
         own = self._take(inputs)
-        if own.index.device.type != "cuda":
+        if own.places.device.type != "cuda":
             return self._run(own)
         if self._graph is None:
             self._capture(own)
@@ -80,7 +80,7 @@ class CapturedStep:
 
     def _capture(self, own: Inputs) -> None:
         before = [tensor.clone() for tensor in self._state]
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):

@@ -213,7 +213,7 @@ class Training:
         """The networks' part of a step. Leaves the gradients of the weighted loss; the loss returned has no weight."""
         with self.precision():
             outputs: list[Output] = [
-                self.model(*pair, more=inputs.more, index=inputs.index, shuffle=inputs.shuffle, cached=cached)
+                self.model(*pair, more=inputs.more, index=inputs.places, shuffle=inputs.shuffle, cached=cached)
                 for pair, cached in itertools.zip_longest(inputs.pairs, inputs.cached)
             ]
         loss = torch.stack([output.loss for output in outputs]).mean()
