@@ -1,6 +1,7 @@
 """Every variant of every study on a GPU that is not there (tests/pretended_cuda.py), at the scales meant for one.
 
-Variants that take the same paths through the code are one case, the largest batch of them. What this leaves unproved:
+Variants that take the same paths through the code are one case, the largest batch of them; at imagenet scale, those
+that share their data, views, network, optimiser and encoder of targets. What this leaves unproved:
 numbers; collectives (NCCL, nn.SyncBatchNorm); the reading of image files and the pinning of memory by loader processes;
 torch.save from the device; the time that anything takes. ``make test-gpu`` tests these where there is a GPU.
 """
@@ -75,6 +76,12 @@ NUMBERS = {
 }  # fmt: skip
 
 
+# What tells the ways at imagenet scale apart; they share the rest of the code with those at cifar scale.
+OF_IMAGENET = (
+    "data.", "augment.", "second_view.", "backbone.", "optimizer.", "batch_norm.", "target.encoder",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Case:
     """A way through the code: settings of one variant, and the name of a study and a variant that go it."""
@@ -97,7 +104,10 @@ def cases(scale: str) -> list[Case]:
     for name in study_names():
         for cell in make_cells(load_study(name), load_scale(scale), [0]):
             flat = flatten(cell.settings)
-            way = tuple(kind(value) for path, value in flat.items() if path not in NUMBERS)
+            paths = [path for path in flat if path not in NUMBERS]
+            if scale == "imagenet":
+                paths = [path for path in paths if path.startswith(OF_IMAGENET)]
+            way = tuple(kind(flat[path]) for path in paths)
             if way not in found or cell.settings.batch_size > found[way].settings.batch_size:
                 found[way] = Case(f"{name}: {cell.variant}", cell.settings)
     return list(found.values())
