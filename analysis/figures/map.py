@@ -176,6 +176,7 @@ def _draw(ax: Axes, projection: Projection, labels: NDArray[np.int64], known: li
     ax.text(
         0.98, 0.02, f"variance {known_variance}", transform=ax.transAxes, ha="right", fontsize=7, color=style.REFERENCE,
     )  # fmt: skip
-    for axis, share, set_label in zip((1, 2), projection.shares, (ax.set_xlabel, ax.set_ylabel), strict=True):
-        # All that fits under a panel of a column. The shares of a point are those of its rounding.
-        set_label(f"axis {axis}" if projection.is_collapsed else f"axis {axis} ({100 * share:.0f} %)")
+    # All that fits under a panel of a column. The shares of a point are those of its rounding.
+    shares = ["" if projection.is_collapsed else f" ({100 * share:.0f} %)" for share in projection.shares]
+    ax.set_xlabel(f"axis 1{shares[0]}")
+    ax.set_ylabel(f"axis 2{shares[1]}")

@@ -73,7 +73,8 @@ def line_styles() -> Iterator[tuple[str, Any]]:
 def shade(colour: str, place: int, of: int) -> str:
     """One of several shades of a colour, as ``#rrggbb``: the last is the colour itself, those before it are lighter."""
     white = 0.5 * (of - 1 - place) / max(of - 1, 1)
-    return colour if white == 0 else to_hex([channel + white * (1 - channel) for channel in to_rgb(colour)])
+    red, green, blue = (channel + white * (1 - channel) for channel in to_rgb(colour))
+    return colour if white == 0 else to_hex((red, green, blue))
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

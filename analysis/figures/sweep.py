@@ -67,10 +67,11 @@ def plot_sweep(
     The accuracy is linear, or kNN where no run has that. ``runs`` as of :func:`analysis.load_runs`; ``setting`` the
     column that is swept, of numbers. What is one line says :func:`lines_of`: no point is a mean over anything but
     seeds. ``paper``: its top-1 by variant (column ``variant``); without it there is one panel. ``base``: the variant
-    whose value of the setting is 1 on the axis, so that another scale's values stand under the same factors; without it the axis has the values themselves. A point
-    is the mean over the seeds that count (:func:`analysis.frames.load.counts`), a band from the lowest to the highest,
-    a hollow point a collapsed run. ``width`` is in inches. Raises ValueError if ``runs`` has no such column or variant,
-    or runs of several configurations that nothing in the frame tells apart.
+    whose value of the setting is 1 on the axis, so that another scale's values stand under the same factors; without it
+    the axis has the values themselves. A point is the mean over the seeds that count
+    (:func:`analysis.frames.load.counts`), a band from the lowest to the highest, a hollow point a collapsed run.
+    ``width`` is in inches. Raises ValueError if ``runs`` has no such column or variant, or runs of several
+    configurations that nothing in the frame tells apart.
     """
     if setting not in runs:
         raise ValueError(f"setting: {setting!r} is not a column of the runs")
