@@ -253,7 +253,10 @@ def compare(
         "reports/compare"
     ),
 ) -> None:
-    """Curves of chosen runs side by side (PDF, SVG, PNG), and the settings in which they differ; of any studies."""
+    """Curves of chosen runs side by side (PDF, SVG, PNG), and the settings in which they differ (CSV); of any studies.
+
+    Runs are named by the settings in which they differ.
+    """
     from analysis import plot_training
     from analysis.diagnosis.rules import diagnose_runs
     from analysis.figures import style
@@ -272,27 +275,53 @@ def compare(
         folders.append(folder)
     points, rows = load_chosen(folders)
     rows["diagnosis"] = [each.verdict for each in diagnose_runs(points, rows)]
-    _print_differences(differences(rows), rows)
+    table = _comparison(differences(rows), rows)
+    rows["variant"] = rows["variant"].cat.rename_categories(table["name"].tolist())
+    _print_comparison(table, rows)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         files = style.save(plot_training(points, rows, "variant"), out)
+        files.append(out.with_name(f"{out.name}.csv"))
+        table.to_csv(files[-1], index=False)
     except OSError as error:
         raise StoreError(f"{error.filename or out}: the figure cannot be written ({error.strerror})  [--out]") from None
-    make_console().print(f"Figure: {', '.join(map(str, files))}", soft_wrap=True)
+    make_console().print(f"Figure and table: {', '.join(map(str, files))}", soft_wrap=True)
 
 
-def _print_differences(differing: pd.DataFrame, rows: pd.DataFrame) -> None:
+def _comparison(differing: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each run: its name, its folder, what it came to, and its value of each setting that differs."""
+    from analysis.frames.comparison import names_of
     from analysis.frames.load import came_to, counts
 
-    console = make_console()
-    table = Table("run", "state", "came to", "kNN %>", *differing.columns)
-    finals = rows["final_knn_top1"].where(counts(rows))
-    found = zip(rows.iterrows(), came_to(rows), finals, differing.iterrows(), strict=True)
-    for (_, row), word, knn, (_, values) in found:
-        table.add_row(row["variant"], row["state"], word, "" if knn != knn else f"{knn:.1f}", *values)
-    console.print(table)
-    if not len(differing.columns):
+    table: pd.DataFrame = rows[["state"]].assign(came_to=came_to(rows))
+    for metric in ("linear_top1", "knn_top1"):
+        table[metric] = rows[f"final_{metric}"].where(counts(rows))
+    for place, (name, values) in enumerate((("name", names_of(rows)), ("run", rows["variant"].astype(str)))):
+        table.insert(place, name, values)
+    joined: pd.DataFrame = table.join(differing)
+    return joined
+
+
+def _print_comparison(table: pd.DataFrame, rows: pd.DataFrame) -> None:
+    """A line for each run; for each quantity, with a column for each run, where those are more than the runs."""
+    headings = {"came_to": "came to", "linear_top1": "linear %", "knn_top1": "kNN %"}
+    texts = table.rename(columns=headings).astype(object).map(lambda value: "-" if value != value else _cell(value))
+    console, settings = make_console(), table.shape[1] - 6
+    if table.shape[1] > len(table) + 3:
+        shown = Table("name", *texts["name"])
+        for name in texts.columns[1:]:
+            shown.add_row(name, *texts[name])
+    else:
+        shown = Table(*texts.columns)
+        for values in texts.itertuples(index=False):
+            shown.add_row(*values)
+    console.print(shown)
+    if not settings:
         console.print(f"The {count(len(rows), 'run')} have the same settings.")
-    for name, note in zip(rows["variant"], rows["note"], strict=True):
+    for name, note in zip(table["run"], rows["note"], strict=True):
         if note:
             console.print(f"{name}: {note}", soft_wrap=True)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from analysis.figures import style
+from simsiam.settings.fields import is_setting
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,47 @@ def make_groups(runs: pd.DataFrame, hue: str | None = None) -> list[Group]:
     """What will be drawn in one colour each, in order: that of a categorical column, of numbers, or of first sight."""
     hue = column_of(runs, hue)
     values = list(pd.unique(runs[hue].dropna()))
-    if isinstance(runs[hue].dtype, pd.CategoricalDtype):
-        values = [value for value in runs[hue].cat.categories if value in values]
-    elif pd.api.types.is_numeric_dtype(runs[hue]):
+    if pd.api.types.is_numeric_dtype(runs[hue]):
         values = sorted(values)
+    # Of a study all variants, so that each has its look also where another has no runs.
+    categories = list(runs[hue].cat.categories) if isinstance(runs[hue].dtype, pd.CategoricalDtype) else values
+    values = [value for value in categories if value in values]
+    looks = looks_of([*map(_text, categories)])
     losses = runs["loss.name"].fillna("") if "loss.name" in runs else pd.Series("", index=runs.index)
-    found = []
+    found: list[Group] = []
     for value in values:
         chosen = runs[hue] == value
         several = losses[chosen].nunique() > 1
         for loss in pd.unique(losses[chosen]):
-            found.append((f"{value}, {loss}" if several else value, chosen & (losses == loss), loss))
-    return [
-        Group(_text(label), tuple(runs.loc[chosen, "run"]), loss, runs.loc[chosen, "outcome"].nunique() > 1, *look)
-        for (label, chosen, loss), look in zip(found, style.line_styles(), strict=False)
-    ]
+            label = f"{value}, {loss}" if several else _text(value)
+            mine = chosen & (losses == loss)
+            mixed = runs.loc[mine, "outcome"].nunique() > 1
+            found.append(Group(label, tuple(runs.loc[mine, "run"]), loss, mixed, *looks[_text(value)]))
+    return found
+
+
+def method_of(variant: str) -> str:
+    """What comes before the first comma, without the ``setting=value`` of a grid: "BYOL, 2x" is BYOL's."""
+    parts = [part for part in variant.split(", ") if not is_setting(part.partition("=")[0]) or "=" not in part]
+    return parts[0] if parts else ""
+
+
+def methods_of(variants: Sequence[str]) -> list[str]:
+    """The method of each variant; itself where no two share one, or it has none."""
+    methods = [method_of(variant) or variant for variant in variants]
+    return methods if len(set(methods)) < len(set(variants)) else list(variants)
+
+
+def looks_of(variants: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """Colour and dashes of each variant: those of its method, of which several variants have shades."""
+    methods = methods_of(variants)
+    of_method = dict(zip(dict.fromkeys(methods), style.line_styles(), strict=False))
+    looks = {}
+    for variant, method in zip(variants, methods, strict=True):
+        members = [other for other, its in zip(variants, methods, strict=True) if its == method]
+        colour, dashes = of_method[method]
+        looks[variant] = style.shade(colour, members.index(variant), len(members)), dashes
+    return looks
 
 
 def _text(label: Any) -> str:

@@ -86,19 +86,52 @@ def reference_values(runs: pd.DataFrame, metric: str) -> Iterator[tuple[str, tup
             yield name, (float(ends[0]), float(ends[1])), dashes
 
 
+def fit_accuracy(ax: Axes, values: Values, runs: pd.DataFrame, metric: str) -> None:
+    """Limits that fit the accuracies drawn (percent), with the lines that they are compared with.
+
+    A line at most half their height away is drawn; of one farther off, which would flatten them, the name and value
+    stand at the edge that it lies beyond.
+    """
+    if not len(values):
+        return reference_lines(ax, [(sum(ends) / 2, name, dash) for name, ends, dash in reference_values(runs, metric)])
+    low, high = float(values.min()), float(values.max())
+    half, reach = max(1.0, 0.55 * (high - low)), max(2.5, 0.5 * (high - low))  # less than two points is noise
+    lines, beyond = [], []
+    for name, ends, dashes in reference_values(runs, metric):
+        value = sum(ends) / 2
+        if low - reach <= value <= high + reach:
+            lines.append((value, name, dashes))
+            if ends[1] - ends[0] > 0.1:  # runs on different data have different lines
+                ax.axhspan(*ends, color=style.REFERENCE, alpha=0.12, linewidth=0)
+        else:
+            beyond.append((value, f"{name} {value:.0f} {'↓' if value < low else '↑'}", None))
+    near, middle = [value for value, _, _ in lines], (low + high) / 2
+    bottom, top = min(middle - half, *near, math.inf), max(middle + half, *near, -math.inf)
+    margin = 0.03 * (top - bottom)
+    ax.set_ylim(max(bottom - margin, 0.0), min(top + margin, 100.0))
+    reference_lines(ax, [*lines, *beyond])
+
+
 def reference_lines(ax: Axes, lines: Sequence[tuple[float, str, Any]]) -> None:
-    """Horizontal lines with their names in the right margin, moved apart where they would overlap."""
+    """Horizontal lines with their names in the right margin, moved apart where they would overlap.
+
+    One without dashes is a name alone, at the edge of the panel.
+    """
     for value, _, dashes in lines:
-        ax.axhline(value, color=style.REFERENCE, linestyle=dashes, linewidth=0.8, zorder=1)
+        if dashes is not None:
+            ax.axhline(value, color=style.REFERENCE, linestyle=dashes, linewidth=0.8, zorder=1)
     bottom, top = ax.get_ylim()
-    heights = spread([(value - bottom) / (top - bottom) for value, _, _ in lines], gap=0.085)
+    wanted = [(value - bottom) / (top - bottom) for value, _, _ in lines]
+    # Those beyond an edge stand at it, in their order.
+    heights = spread([min(max(height, 0.02 + 1e-6 * height), 0.98 + 1e-6 * height) for height in wanted], gap=0.085)
     beside = ax.transAxes + ScaledTranslation(7 / 72, 0, ax.figure.dpi_scale_trans)
     leader: dict[str, Any] = {"arrowstyle": "-", "color": style.REFERENCE, "linewidth": 0.5}
     leader |= {"shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
-    for (value, name, _), height in zip(lines, heights, strict=True):
+    for (value, name, dashes), height in zip(lines, heights, strict=True):
         ax.annotate(
             name, (1.0, value), xycoords=ax.get_yaxis_transform(), xytext=(1.0, height), textcoords=beside,
-            va="center", fontsize=7, color=style.REFERENCE, arrowprops=leader,
+            va="center", fontsize=7, color=style.REFERENCE,
+            arrowprops=None if dashes is None else leader,
         )  # fmt: skip
 
 

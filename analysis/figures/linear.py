@@ -26,6 +26,7 @@ from analysis.figures.training import draw_panel
 from analysis.frames.load import counts
 from analysis.frames.run_files import is_number, read_object
 
+OWN = "logistic"  # the protocol by which runs evaluate themselves at their end
 Numbers = dict[str, dict[str, list[float]]]  # by protocol, by label of the group: top-1 (percent), one a seed
 
 
@@ -40,15 +41,20 @@ def load_linear(folder: Path) -> dict[str, float]:
 
 
 def linear_numbers(runs: pd.DataFrame, hue: str | None = None) -> Numbers:
-    """The linear evaluations of runs, as of :data:`Numbers`; diverged runs have none."""
+    """The linear evaluations of runs, as of :data:`Numbers`: first the runs' own, then ``evaluate``'s.
+
+    Diverged runs have none.
+    """
     folders = dict(zip(runs["run"], runs["path"], strict=True))
     numbers: Numbers = {}
     counted = set(runs.loc[counts(runs), "run"])
+    finals = runs.set_index("run")["final_linear_top1"]
     for group in make_groups(runs, hue):
         for run in (name for name in group.runs if name in counted):
-            for protocol, top1 in load_linear(Path(folders[run])).items():
+            own = {OWN: float(finals[run])} if pd.notna(finals[run]) else {}
+            for protocol, top1 in {**own, **load_linear(Path(folders[run]))}.items():
                 numbers.setdefault(protocol, {}).setdefault(group.label, []).append(top1)
-    return numbers
+    return dict(sorted(numbers.items(), key=lambda item: item[0] != OWN))
 
 
 def plot_linear(

@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from analysis.figures import style
 from analysis.figures.groups import column_of, make_groups
-from analysis.figures.layout import is_outer, make_panels
+from analysis.figures.layout import is_outer, legend_columns, make_panels
 from analysis.frames.load import counted_or_all
+from simsiam.record.catalogue import COLLAPSED_BELOW
 
 MOST_CLASSES = 10  # that have a look of their own; the points of the others are grey
 MOST_BYTES = 2**26  # of embeddings.npz: 1,000 images of d = 2048 have 4 MB
@@ -42,6 +43,8 @@ class Embeddings:
 
     z: NDArray[np.float64]  # (n, d), finite
     labels: NDArray[np.int64]  # (n,)
+    num_classes: int  # of all held-out images
+    names: tuple[str, ...] = ()  # of the classes, by label; () where the run did not record them
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Projection:
     shares: tuple[float, float]  # of the variance, along each axis; 0 where z is constant
     variance: float  # of z/|z|, the sum over channels: 0 for a constant, at most 1
 
+    @property
+    def is_collapsed(self) -> bool:
+        """By the rule for a run's std: its square is, in its units, the variance."""
+        return self.variance < COLLAPSED_BELOW**2
+
 
 def load_embeddings(folder: Path) -> Embeddings | None:
     """What ``embeddings.npz`` of a run folder holds; None if there is none, or it cannot be read. Unpickles nothing."""
@@ -61,13 +69,15 @@ def load_embeddings(folder: Path) -> Embeddings | None:
             return None
         with np.load(path, allow_pickle=False) as content:
             z = content["z"].astype(float)
-            labels = content["labels"].astype(np.int64)[: len(z)]  # there are those of all images
+            every = content["labels"].astype(np.int64)
+            labels = every[: len(z)]  # there are those of all images
+            names = tuple(map(str, content["class_names"])) if "class_names" in content else ()
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError, NotImplementedError):
         return None
     if z.ndim != 2 or labels.shape != z.shape[:1]:
         return None
     fine = np.isfinite(z).all(1)
-    return Embeddings(z[fine], labels[fine]) if fine.sum() > 1 else None
+    return Embeddings(z[fine], labels[fine], len(np.unique(every)), names) if fine.sum() > 1 else None
 
 
 def project(z: NDArray[np.float64]) -> Projection:
@@ -108,8 +118,9 @@ def plot_map(runs: pd.DataFrame, hue: str | None = None, *, width: float = style
 
     ``runs`` as of :func:`analysis.load_runs`; ``embeddings.npz`` of their folders is read, of each value of ``hue``
     (default: ``variant`` if there is such a column, else ``config``) that of the lowest seed. On the axes stands the
-    share of the variance that each shows. The first :data:`MOST_CLASSES` classes have a colour and a marker each, the
-    others are grey. ``width`` is in inches. Raises ValueError if no run has embeddings, or ``runs`` no such column.
+    share of the variance that each shows, unless z has collapsed. The first :data:`MOST_CLASSES` classes have a colour
+    and a marker each, the others are grey. ``width`` is in inches. Raises ValueError if no run has embeddings, or
+    ``runs`` no such column.
     """
     chosen = chosen_runs(runs, hue)
     if not chosen:
@@ -123,8 +134,9 @@ def draw_map(chosen: Sequence[tuple[str, pd.Series, Embeddings]], width: float) 
     reach = 1.05 * max(float(np.abs(projection.points).max()) for projection in projections) or 1.0
     known = sorted({int(label) for _, _, embeddings in chosen for label in np.unique(embeddings.labels)})
     with matplotlib.rc_context(style.RC):
-        legend_columns = 5 if width < style.TWO_COLUMNS else MOST_CLASSES
-        rows = -(-min(len(known), MOST_CLASSES) // legend_columns)
+        names = _names(chosen, known[:MOST_CLASSES])
+        columns = legend_columns(names, width - 0.2)
+        rows = -(-len(names) // columns)
         figure, axes = make_panels([label for label, *_ in chosen], width, extra_height=0.2 + 0.17 * rows)
         figure.set_layout_engine("compressed")  # panels of equal aspect leave gaps else
         for place, (ax, (_, _, embeddings), projection) in enumerate(zip(axes, chosen, projections, strict=True)):
@@ -138,12 +150,18 @@ def draw_map(chosen: Sequence[tuple[str, pd.Series, Embeddings]], width: float) 
             Line2D([], [], color=COLOURS[i], marker=MARKERS[i], markersize=4, markeredgewidth=0, linestyle="none")
             for i in range(min(len(known), MOST_CLASSES))
         ]
-        names = [str(label) for label in known[:MOST_CLASSES]]
         figure.legend(
-            handles, names, loc="outside upper center", ncols=legend_columns, title="class", title_fontsize=8,
+            handles, names, loc="outside upper center", ncols=columns, title="class", title_fontsize=8,
             handletextpad=0.1, columnspacing=1.0, handlelength=1.2,
         )  # fmt: skip
         return figure
+
+
+def _names(chosen: Sequence[tuple[str, pd.Series, Embeddings]], labels: Sequence[int]) -> list[str]:
+    """What the classes are called; by number where no run says, or runs of several data sets say different things."""
+    said = {embeddings.names for _, _, embeddings in chosen if embeddings.names}
+    names = said.pop() if len(said) == 1 else ()
+    return [names[label].replace("$", r"\$") if 0 <= label < len(names) else str(label) for label in labels]
 
 
 def _draw(ax: Axes, projection: Projection, labels: NDArray[np.int64], known: list[int]) -> None:
@@ -158,5 +176,7 @@ def _draw(ax: Axes, projection: Projection, labels: NDArray[np.int64], known: li
     ax.text(
         0.98, 0.02, f"variance {known_variance}", transform=ax.transAxes, ha="right", fontsize=7, color=style.REFERENCE,
     )  # fmt: skip
-    ax.set_xlabel(f"axis 1 ({100 * projection.shares[0]:.0f} %)")  # all that fits under a panel of a column
-    ax.set_ylabel(f"axis 2 ({100 * projection.shares[1]:.0f} %)")
+    # All that fits under a panel of a column. The shares of a point are those of its rounding.
+    shares = ["" if projection.is_collapsed else f" ({100 * share:.0f} %)" for share in projection.shares]
+    ax.set_xlabel(f"axis 1{shares[0]}")
+    ax.set_ylabel(f"axis 2{shares[1]}")

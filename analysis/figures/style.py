@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import seaborn
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from analysis.figures import fonts
@@ -67,6 +68,13 @@ def line_styles() -> Iterator[tuple[str, Any]]:
     """Colour and dashes of one curve after another: no two of the first 28 share both, neighbours share neither."""
     for i in itertools.count():
         yield COLOURS[i % len(COLOURS)], DASHES[(i + i // 28) % len(DASHES)]
+
+
+def shade(colour: str, place: int, of: int) -> str:
+    """One of several shades of a colour, as ``#rrggbb``: the last is the colour itself, those before it are lighter."""
+    white = 0.5 * (of - 1 - place) / max(of - 1, 1)
+    red, green, blue = (channel + white * (1 - channel) for channel in to_rgb(colour))
+    return colour if white == 0 else to_hex((red, green, blue))
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -23,12 +23,14 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from analysis.figures import style
 from analysis.figures.fonts import use_fonts_for
-from analysis.figures.layout import legend_columns, reference_lines, reference_values
-from analysis.frames.load import COLLAPSE, came_to, counts
+from analysis.figures.groups import method_of, methods_of
+from analysis.figures.layout import fit_accuracy, legend_columns
+from analysis.frames.load import COLLAPSE, accuracy_of, came_to, counts
+from simsiam.record.catalogue import METRICS
 from simsiam.settings.fields import is_setting
 from simsiam.settings.identity import outside_id
 
-METRIC = "final_knn_top1"
+ACCURACY = "accuracy"  # a column: that of each run, by the measure that they are compared by
 LINE = "line"  # a column: the label of each run's line
 LABELS = {
     "batch_size": "batch size",
@@ -60,15 +62,16 @@ def plot_sweep(
     base: str | None = None,
     width: float = style.TWO_COLUMNS,
 ) -> Figure:
-    """Final kNN accuracy against a setting, and in a second panel the paper's numbers against the same.
+    """Final accuracy against a setting, and in a second panel the paper's numbers against the same.
 
-    ``runs`` as of :func:`analysis.load_runs`; ``setting`` the column that is swept, of numbers. What is one line says
-    :func:`lines_of`: no point is a mean over anything but seeds. ``paper``: its top-1 by variant (column ``variant``);
-    without it there is one panel. ``base``: the variant whose value of the setting is 1 on the axis,
-    so that another scale's values stand under the same factors; without it the axis has the values themselves. A point
-    is the mean over the seeds that count (:func:`analysis.frames.load.counts`), a band from the lowest to the highest,
-    a hollow point a collapsed run. ``width`` is in inches. Raises ValueError if ``runs`` has no such column or variant,
-    or runs of several configurations that nothing in the frame tells apart.
+    The accuracy is linear, or kNN where no run has that. ``runs`` as of :func:`analysis.load_runs`; ``setting`` the
+    column that is swept, of numbers. What is one line says :func:`lines_of`: no point is a mean over anything but
+    seeds. ``paper``: its top-1 by variant (column ``variant``); without it there is one panel. ``base``: the variant
+    whose value of the setting is 1 on the axis, so that another scale's values stand under the same factors; without it
+    the axis has the values themselves. A point is the mean over the seeds that count
+    (:func:`analysis.frames.load.counts`), a band from the lowest to the highest, a hollow point a collapsed run.
+    ``width`` is in inches. Raises ValueError if ``runs`` has no such column or variant, or runs of several
+    configurations that nothing in the frame tells apart.
     """
     if setting not in runs:
         raise ValueError(f"setting: {setting!r} is not a column of the runs")
@@ -79,7 +82,9 @@ def plot_sweep(
         if base not in set(runs["variant"].astype(str)):
             raise ValueError(f"base: {base!r} is not a variant of the runs")
         unit = float(runs.loc[runs["variant"].astype(str) == base, setting].iloc[0])
-    runs = runs.assign(**{METRIC: runs[METRIC].where(counts(runs)), LINE: lines_of(runs, setting)})
+    metric = accuracy_of(runs)
+    accuracy = runs[f"final_{metric}"].where(counts(runs))
+    runs = runs.assign(**{ACCURACY: accuracy, LINE: lines_of(runs, setting)})
     ours = list(_our_lines(runs, setting, unit))
     theirs = list(_paper_lines(runs, setting, unit, paper or {}))
     with matplotlib.rc_context(style.RC):
@@ -92,16 +97,16 @@ def plot_sweep(
         axes = [
             figure.add_subplot(*((1, num_panels) if width > 5 else (num_panels, 1)), i + 1) for i in range(num_panels)
         ]
-        looks = dict(zip(names, style.line_styles(), strict=False))
+        looks = _looks(runs, names)
         for line in ours:
             _draw(axes[0], line, looks[line.label])
         _mark_collapsed(axes[0], runs[came_to(runs).isin(COLLAPSE)], setting, unit, looks)
-        axes[0].set_ylabel("kNN top-1 (%), ours")
-        _references_nearby(axes[0], runs)
+        axes[0].set_ylabel(f"{METRICS[metric].axis}, ours")
+        fit_accuracy(axes[0], runs[ACCURACY].dropna().to_numpy(float), runs, metric)
         for line in theirs:
             _draw(axes[1], line, looks[line.label])
         if theirs:
-            axes[1].set_ylabel("ImageNet linear top-1 (%), paper")
+            axes[1].set_ylabel("ImageNet linear\ntop-1 (%), paper")
         ticks = sorted({x for line in (*ours, *theirs) for x in line.points})
         label = label_of(setting)
         of_base = [f"{label} (1x = {unit:g})", f"{label} (1x: the paper's)"]
@@ -129,7 +134,7 @@ def lines_of(runs: pd.DataFrame, setting: str) -> pd.Series[str]:
     """
     names = pd.Series("", index=runs.index)
     if "variant" in runs:
-        found = runs["variant"].astype(str).map(_name)
+        found = runs["variant"].astype(str).map(method_of)
         if found.nunique() < runs["variant"].nunique():  # else each name is a point of one line
             names = found
     identity = runs["config" if "config" in runs else "variant"].astype(str)
@@ -141,12 +146,6 @@ def lines_of(runs: pd.DataFrame, setting: str) -> pd.Series[str]:
             lines[index] = ", ".join([str(name)] * bool(name) + parts)
     labels: pd.Series[str] = pd.Series(lines, dtype=str).reindex(runs.index)
     return labels
-
-
-def _name(variant: str) -> str:
-    """What comes before the first comma, without the ``setting=value`` of a grid."""
-    parts = [part for part in variant.split(", ") if not is_setting(part.partition("=")[0]) or "=" not in part]
-    return parts[0] if parts else ""
 
 
 def _telling_apart(line: pd.DataFrame, setting: str, identity: pd.Series[str]) -> list[str]:
@@ -175,14 +174,24 @@ def _telling_apart(line: pd.DataFrame, setting: str, identity: pd.Series[str]) -
     return chosen
 
 
+def _looks(runs: pd.DataFrame, lines: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """Colour and dashes of each line: those that its method has in the other figures of the study."""
+    of_study = runs["variant"] if "variant" in runs else pd.Series(dtype=str)
+    known = of_study.cat.categories if isinstance(of_study.dtype, pd.CategoricalDtype) else pd.unique(of_study)
+    methods = dict.fromkeys(methods_of([*map(str, known)]))
+    names = [*methods, *lines] if set(lines) & methods.keys() else lines
+    of_all = dict(zip(dict.fromkeys(names), style.line_styles(), strict=False))
+    return {name: of_all[name] for name in lines}
+
+
 def _text(value: object) -> str:
     return f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
 def _our_lines(runs: pd.DataFrame, setting: str, unit: float) -> Iterator[Line]:
     for name in dict.fromkeys(runs[LINE]):
-        known = runs[runs[LINE] == name].dropna(subset=[METRIC])
-        points = {float(x) / unit: tuple(group[METRIC]) for x, group in known.groupby(setting)}
+        known = runs[runs[LINE] == name].dropna(subset=[ACCURACY])
+        points = {float(x) / unit: tuple(group[ACCURACY]) for x, group in known.groupby(setting)}
         yield Line(name, points)
 
 
@@ -190,7 +199,7 @@ def _paper_lines(runs: pd.DataFrame, setting: str, unit: float, paper: Mapping[s
     if not paper:
         return
     variants = runs.drop_duplicates("variant")
-    for line in _our_lines(variants.assign(**{METRIC: variants["variant"].astype(str).map(paper)}), setting, unit):
+    for line in _our_lines(variants.assign(**{ACCURACY: variants["variant"].astype(str).map(paper)}), setting, unit):
         if line.points:
             yield line
 
@@ -218,23 +227,9 @@ def _mark_collapsed(
     """A hollow point over each run that collapsed."""
     for _, run in runs.iterrows():
         colour = looks[run[LINE]][0]
-        if math.isfinite(run[METRIC]):
-            at = [run[setting] / unit], [run[METRIC]]
+        if math.isfinite(run[ACCURACY]):
+            at = [run[setting] / unit], [run[ACCURACY]]
             ax.plot(*at, color=colour, marker="o", markersize=3.5, markerfacecolor="white", linestyle="none")
-
-
-def _references_nearby(ax: Axes, runs: pd.DataFrame) -> None:
-    """The lines of raw pixels and so on, where they do not flatten the curve: at most its own height away."""
-    values = runs[METRIC].dropna()
-    if len(values):
-        middle, half = (values.min() + values.max()) / 2, max(1.0, 0.55 * (values.max() - values.min()))
-        ax.set_ylim(middle - half, middle + half)  # at least two points high: less is noise, and should look it
-        reach = max(5.0, values.max() - values.min())  # points
-        lines = [(sum(ends) / 2, name, dashes) for name, ends, dashes in reference_values(runs, "knn_top1")]
-        near = [line for line in lines if values.min() - reach <= line[0] <= values.max() + reach]
-        heights = [*ax.get_ylim(), *(line[0] for line in near)]
-        ax.set_ylim(min(heights) - 0.1, max(heights) + 0.1)
-        reference_lines(ax, near)
 
 
 def _finish(ax: Axes, ticks: Sequence[float], label: str, *, relative: bool) -> None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from analysis.figures import style
 from analysis.figures.fonts import use_fonts_for, wrap
 from analysis.figures.groups import Group, make_groups, points_by_run
-from analysis.figures.layout import legend_columns, outline, reference_lines, reference_values
+from analysis.figures.layout import fit_accuracy, legend_columns, outline, reference_lines
 from simsiam.record.catalogue import FIG_2, METRICS
 
 Curve = NDArray[np.float64]  # (n, 2): epoch, value
@@ -154,7 +154,9 @@ def draw_panel(
     elif metric == "z_std_relative":
         _finish_std(ax, curves)
     elif metric in METRICS and METRICS[metric].unit == "%":
-        _finish_accuracy(ax, runs, metric)
+        ax.set_ylabel(METRICS[metric].axis)
+        values = [curve[:, 1] for of_group in curves.values() for curve in of_group]
+        fit_accuracy(ax, np.concatenate(values) if values else np.array([]), runs, metric)
     else:
         known = METRICS.get(metric)  # a notebook may draw any column of the points
         ax.set_ylabel(known.axis if known else metric.replace("_", " "))
@@ -240,15 +242,3 @@ def _finish_std(ax: Axes, curves: dict[Group, list[Curve]]) -> None:
     highest = max((curve[:, 1].max() for of_group in curves.values() for curve in of_group), default=1.0)
     ax.set_ylim(0, 1.08 * max(highest, 1.0))
     reference_lines(ax, [(1.0, "1/√d", "--")])
-
-
-def _finish_accuracy(ax: Axes, runs: pd.DataFrame, metric: str) -> None:
-    ax.set_ylabel(METRICS[metric].axis)
-    lines = []
-    for name, (low, high), dashes in reference_values(runs, metric):
-        if high - low > 0.1:  # runs on different data have different lines
-            ax.axhspan(low, high, color=style.REFERENCE, alpha=0.12, linewidth=0)
-        lines.append(((low + high) / 2, name, dashes))
-    reference_lines(ax, lines)
-    bottom, top = ax.get_ylim()
-    ax.set_ylim(max(bottom, 0.0), min(top, 100.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,26 @@ def differences(runs: pd.DataFrame) -> pd.DataFrame:
             found[path] = texts
     table: pd.DataFrame = pd.DataFrame(found, index=runs.index)
     return table
+
+
+MOST_IN_A_NAME = 3  # settings
+
+
+def names_of(runs: pd.DataFrame) -> list[str]:
+    """What to call each of the runs: by the settings in which they differ, ``stop_gradient false; seed 0``.
+
+    By the first few, if there are many. Runs that this does not tell apart have the name of their folder too.
+    """
+    differing = differences(runs)
+    ends = Counter(path.rpartition(".")[2] for path in flatten(Settings()))
+    short = [end if ends[end := path.rpartition(".")[2]] == 1 else path for path in map(str, differing)]
+    chosen = [place for place, path in enumerate(differing) if path != "seed"][:MOST_IN_A_NAME]
+    chosen += [place for place, path in enumerate(differing) if path == "seed"]
+    names = ["; ".join(f"{short[i]} {values[i]}" for i in chosen) for values in differing.to_numpy(str)]
+    return [
+        name if name and names.count(name) == 1 else f"{name} ({folder})" if name else str(folder)
+        for name, folder in zip(names, runs["variant"], strict=True)
+    ]
 
 
 def _text(value: object) -> str:

@@ -128,7 +128,8 @@ def counts(runs: pd.DataFrame) -> pd.Series[bool]:
 
 def accuracy_of(runs: pd.DataFrame) -> str:
     """The accuracy that runs are compared by: the paper's, linear, or kNN where none has been evaluated linearly."""
-    return ACCURACY if runs.loc[counts(runs), f"final_{ACCURACY}"].notna().any() else "knn_top1"
+    found = f"final_{ACCURACY}" in runs and runs.loc[counts(runs), f"final_{ACCURACY}"].notna().any()
+    return ACCURACY if found else "knn_top1"
 
 
 def counted_or_all(runs: pd.DataFrame, hue: str) -> pd.DataFrame:

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from typing_extensions import assert_never
 
 from analysis.figures.groups import make_groups
-from analysis.figures.linear import linear_numbers, plot_linear
+from analysis.figures.linear import OWN, linear_numbers, plot_linear
 from analysis.figures.map import chosen_runs, draw_map, project
 from analysis.figures.spectrum import LOWEST, draw_spectra, spectra_by_group
-from analysis.figures.sweep import METRIC, label_of, plot_sweep
+from analysis.figures.sweep import label_of, plot_sweep
 from analysis.figures.training import plot_training
-from analysis.frames.load import COLLAPSE, came_to, counts
+from analysis.frames.load import COLLAPSE, accuracy_of, came_to, counts
 from analysis.report import in_words
 from experiments.studies.figures import Curves, Linear, Map, Spectrum, StudyFigure, Sweep
 from simsiam.record.catalogue import FIG_2, METRICS
@@ -134,7 +134,8 @@ def _sweep(figure: Sweep, runs: pd.DataFrame, paper: Mapping[str, float]) -> Dra
     base = figure.base if figure.base in present else None  # it may be run at other scales only
     swept = runs.assign(**{figure.setting: pd.to_numeric(runs[figure.setting], errors="coerce")})
     swept = swept.dropna(subset=[figure.setting])
-    ended = swept[counts(swept)].dropna(subset=[METRIC])
+    metric = accuracy_of(swept)
+    ended = swept[counts(swept)].dropna(subset=[f"final_{metric}"])
     if not len(ended):
         return _absent(
             figure,
@@ -142,9 +143,9 @@ def _sweep(figure: Sweep, runs: pd.DataFrame, paper: Mapping[str, float]) -> Dra
             runs,
             "no run has ended yet" if not (swept["state"] == "done").any() else "no run has ended with a value",
         )
-    of_variants = {name: group[METRIC] for name, group in ended.groupby("variant", observed=True)}
+    of_variants = {name: group[f"final_{metric}"] for name, group in ended.groupby("variant", observed=True)}
     caption = (
-        f"kNN top-1 accuracy at the end of training against {label}"
+        f"{METRICS[metric].title[0].upper()}{METRICS[metric].title[1:]} at the end of training against {label}"
         f"{f', in multiples of that of {base}' if base else ''}; mean over {_seeds([*map(len, of_variants.values())])}"
     )
     several = any(len(values) > 1 for values in of_variants.values())
@@ -167,7 +168,7 @@ def _sweep(figure: Sweep, runs: pd.DataFrame, paper: Mapping[str, float]) -> Dra
         figure.name,
         heading,
         caption,
-        f"Final kNN accuracy against {label}: {'; '.join(numbers)}.",
+        f"Final {METRICS[metric].title} against {label}: {'; '.join(numbers)}.",
         draw=lambda width: plot_sweep(swept, figure.setting, paper=known, base=base, width=width),
     )
 
@@ -182,8 +183,11 @@ def _linear(figure: Linear, points: pd.DataFrame, runs: pd.DataFrame, paper: Map
     caption = "kNN top-1 accuracy against epochs, with its reference lines. "
     if numbers or known:
         caption += "Beside it top-1 of linear classifiers on the frozen features: "
-        ours = [f"ours by the protocol {name}" for name in numbers]
-        caption += " and ".join([*ours, *(["the paper's"] if known else [])]) + ". "
+        ours = [
+            "ours by logistic regression at the end of training" if name == OWN else f"ours by the protocol {name}"
+            for name in numbers
+        ]
+        caption += ", ".join([*ours, *(["the paper's"] if known else [])]) + ". "
     if known:
         caption += "The paper's are of its own data and network: compare the order, not the numbers. "
     if not numbers:
@@ -241,15 +245,21 @@ def _map(figure: Map, runs: pd.DataFrame) -> Drawing:
     counts = sorted({len(embeddings.z) for _, _, embeddings in chosen})
     caption = (
         f"z/|z| of {' or '.join(f'{count:,}' for count in counts)} held-out images at the last evaluation, on its two "
-        "main axes (PCA of each run by itself; percent of the variance on each), by class. All panels have one scale, "
-        "so a collapse is a dot. In "
+        "main axes (PCA of each run by itself; percent of the variance on each, unless z has collapsed), by class. "
+        "All panels have one scale, so a collapse is a dot. In "
         "each panel stands the variance of z/|z|, the sum over channels: 0 for a constant, at most 1. The classes "
         f"overlap in two dimensions more than in all of them. One run a variant: {seeds}."
     )
+    classes, of = max((len(np.unique(one.labels)), one.num_classes) for _, _, one in chosen)
+    if classes < of:
+        caption += (
+            f" They are the first images of their data set, which is in order of class: {classes} of {of} classes."
+        )
     words = []
     for label, _, embeddings in chosen:
         one = project(embeddings.z)
-        words.append(f"{label}: variance {one.variance:.2g}, {100 * sum(one.shares):.0f} % of it on the two axes")
+        share = "collapsed" if one.is_collapsed else f"{100 * sum(one.shares):.0f} % of it on the two axes"
+        words.append(f"{label}: variance {one.variance:.2g}, {share}")
     return Drawing(
         figure.name,
         heading,

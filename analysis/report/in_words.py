@@ -214,7 +214,10 @@ def caption(points: pd.DataFrame, runs: pd.DataFrame) -> str:
         text.append("A cross marks where a loss stopped being finite; that run is left out of the scale of the axis.")
     lines = [f"{name} {percent_range(low, high)}" for name, (low, high), _ in reference_values(runs, "knn_top1")]
     if lines:
-        text.append(f"Grey lines: {', '.join(lines)}; untrained is the mean over the networks before their first step.")
+        text.append(
+            f"Grey lines (a name with an arrow: beyond the axis): {', '.join(lines)}; untrained is the mean over the "
+            "networks before their first step."
+        )
     return " ".join(text)
 
 

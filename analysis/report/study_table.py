@@ -42,20 +42,17 @@ def study_table(
     has_paper = any(result.top1 is not None for result in paper.values())
     has_differences = any(differences.against.values())
     has_directions = any(differences.paper_difference(name) is not None for name in paper)
-    top1, others = (
-        [Column(metric.name, metric.heading, ours, width=5.5 if metric is OURS[0] else None) for metric in part]
-        for part in (OURS[:1], OURS[1:])
-    )
+    top1, others = ([Column(metric.name, metric.heading, ours) for metric in part] for part in (OURS[:1], OURS[1:]))
     columns = [
-        Column("variant", "variant", is_number=False, width=9),
-        *[Column("paper_top1", "ImageNet linear top-1 (%)", "Paper", width=5.5)][: int(has_paper)],
-        *[Column("published", "top-1 (%)", "Others", is_number=False, width=7)][: int(any((published or {}).values()))],
+        Column("variant", "variant", is_number=False),
+        *[Column("paper_top1", "ImageNet linear top-1 (%)", "Paper")][: int(has_paper)],
+        *[Column("published", "top-1 (%)", "Others", is_number=False)][: int(any((published or {}).values()))],
         *top1,
-        *[Column("difference", "difference (points)", ours, width=5.5)][: int(has_differences)],
-        *[Column("direction", "as in the paper?", ours, is_number=False, width=6.5)][: int(has_directions)],
+        *[Column("difference", "difference (points)", ours)][: int(has_differences)],
+        *[Column("direction", "as in the paper?", ours, is_number=False)][: int(has_directions)],
         *others,
-        Column("outcome", "outcome (runs)", ours, is_number=False, width=6.5),
-        Column("cost", "cost per run", ours, width=6),
+        Column("outcome", "outcome (runs)", ours, is_number=False),
+        Column("cost", "cost per run", ours),
     ]
     rows = []
     for name, result in paper.items():

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -20,7 +19,6 @@ class Column:
     heading: str
     group: str = ""
     is_number: bool = True
-    width: float | None = None  # in print, em: a longer text is broken into lines; None: never
 
 
 @dataclass(frozen=True)
@@ -102,26 +100,30 @@ class Table:
         return f"| {' | '.join(padded)} |"
 
     def latex(self) -> str:
-        """A booktabs table; needs ``\\usepackage{booktabs}`` and, before TeX Live 2018, UTF-8 input."""
+        """A booktabs table of the width of the text, over both columns of a paper with two.
+
+        Needs ``\\usepackage{booktabs}`` and, before TeX Live 2018, UTF-8 input.
+        """
         alignment = "".join("r" if column.is_number else "l" for column in self.columns)
+        widths = self._shares()
         above, rules, at = [], [], 1
         for name, span in self.groups():
             above.append(f"\\multicolumn{{{span}}}{{c}}{{{escape_latex(name)}}}" if name else " & ".join([""] * span))
             if name:
                 rules.append(f"\\cmidrule(lr){{{at}-{at + span - 1}}}")
             at += span
-        body = [" & ".join(_latex_cell(*cell) for cell in self.cells(row)) + r" \\" for row in self.rows]
+        body = [" & ".join(_latex_cell(*cell, widths) for cell in self.cells(row)) + r" \\" for row in self.rows]
         return "\n".join(
             [
                 "% needs \\usepackage{booktabs}",
                 r"\begin{table*}",
-                r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+                r"\centering\scriptsize\setlength{\tabcolsep}{2pt}",
                 rf"\caption{{{escape_latex(self.caption)}}}",
                 rf"\begin{{tabular}}{{{alignment}}}",
                 r"\toprule",
                 " & ".join(above) + r" \\",
                 " ".join(rules),
-                " & ".join(_latex_heading(column) for column in self.columns) + r" \\",
+                " & ".join(_latex_box(column, column.heading, widths, "b") for column in self.columns) + r" \\",
                 r"\midrule",
                 *body,
                 r"\bottomrule",
@@ -133,6 +135,24 @@ class Table:
                 "",
             ]
         )
+
+    def _shares(self) -> dict[str, float]:
+        """The part of the text's width that each column takes, by its key.
+
+        Each has room for its longest word; what is left of :data:`LINE` goes to those with long texts.
+        """
+        texts = [[column.heading] for column in self.columns]
+        for row in self.rows:
+            covered = 0
+            for _, entry, span in self.cells(row):
+                texts[covered] += [entry.full] if span == 1 else []
+                covered += span
+        least = [GAP + max(len(word) for text in column for word in text.split()) for column in texts]
+        wanted = [max(0.0, GAP + max(map(len, column)) - word) for column, word in zip(texts, least, strict=True)]
+        spare = max(0, LINE - sum(least)) / max(sum(wanted), 1)
+        rooms = [word + min(spare, 1) * more for word, more in zip(least, wanted, strict=True)]
+        whole = max(sum(rooms), LINE)
+        return {column.key: room / whole for column, room in zip(self.columns, rooms, strict=True)}
 
     def csv(self) -> str:
         """Exact values, one column each; what is not there is ``nan``, and ``outcome`` says why."""
@@ -154,17 +174,18 @@ class Table:
 # --- LaTeX ---------------------------------------------------------------------------------------------------------
 
 
-def _latex_heading(column: Column) -> str:
-    """A heading in as many lines as keep it narrow."""
-    lines = r" \\ ".join(escape_latex(line) for line in textwrap.wrap(column.heading, 10))
-    return rf"\shortstack[{'r' if column.is_number else 'l'}]{{{lines}}}"
+LINE = 120  # characters of \scriptsize in 397 pt, the narrowest text of conferences
+GAP = 1.5  # characters, between two columns
 
 
-def _latex_cell(column: Column, entry: Entry, span: int) -> str:
-    text = escape_latex(entry.full)
+def _latex_box(column: Column, text: str, shares: Mapping[str, float], at: str = "t") -> str:
+    """A text in as many lines as its column's share of the width takes; ``at``: which of them stands on the row's."""
+    side = "left" if column.is_number else "right"
+    width = rf"\dimexpr{shares[column.key]:.3f}\linewidth-2\tabcolsep"
+    return rf"\parbox[{at}]{{{width}}}{{\ragged{side} {escape_latex(text)}\strut}}"
+
+
+def _latex_cell(column: Column, entry: Entry, span: int, shares: Mapping[str, float]) -> str:
     if span > 1:
-        return rf"\multicolumn{{{span}}}{{c}}{{{text}}}"
-    if column.width and len(entry.full) > 2 * column.width:  # a character is half an em, more or less
-        side = "left" if column.is_number else "right"
-        return rf"\parbox[t]{{{column.width}em}}{{\ragged{side} {text}\strut}}"
-    return text
+        return rf"\multicolumn{{{span}}}{{c}}{{{escape_latex(entry.full)}}}"
+    return _latex_box(column, entry.full, shares)

@@ -92,6 +92,7 @@ class HeldOut:
     features: Tensor  # (M, num_features)
     labels: Tensor  # (M,) int64
     classes: dict[str, Tensor]  # by kind of classifier, knn or linear: the class of each image (M,) int64
+    class_names: tuple[str, ...]  # of the data set, by label
 
     def correctness(self) -> Point:
         """For each classifier its top-1 (percent), and whether each image was right, packed in a text."""
@@ -108,6 +109,7 @@ class HeldOut:
             "features": self.features[:EMBEDDINGS].half().cpu().numpy(),
             "labels": self.labels.cpu().numpy(),
             **{f"{name}_classes": classes.cpu().numpy().astype(np.uint16) for name, classes in self.classes.items()},
+            "class_names": np.array(self.class_names, dtype=str),
             "step": np.array(step),
         }
         write_atomically(folder / "embeddings.npz", lambda file: np.savez(file, **arrays), aside=str(attempt))

@@ -296,7 +296,7 @@ class Training:
         if evaluation.linear and (self.step in (0, self.num_steps) or self._collapsed_for_good()):
             linear = self.linear_classes(bank, bank_labels, queries)
             by_classifier |= {} if linear is None else {"linear": linear}
-        held_out = logged.HeldOut(z, queries, labels, by_classifier)
+        held_out = logged.HeldOut(z, queries, labels, by_classifier, self.dataset.classes)
         point: Point = {**held_out.correctness(), "num_queries": self.num_queries, "effective_rank": rank, **more}
         if self.source.replaced:  # of rank 0 alone
             point["replaced_images"] = len(self.source.replaced)

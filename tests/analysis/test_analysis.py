@@ -458,12 +458,12 @@ def test_special_characters_are_escaped(tmp_path: Path) -> None:
     assert "<script>" not in table.markdown().replace("\\<script\\>", "")
 
 
-def compile_latex(folder: Path, *tables: str) -> str:
+def compile_latex(folder: Path, *tables: str, options: str = "") -> str:
     """The log of a paper with these tables and no package but booktabs."""
     for place, table in enumerate(tables):
         (folder / f"table{place}.tex").write_text(table, encoding="utf-8")
     inputs = "".join(rf"\input{{table{place}}}\clearpage" for place in range(len(tables)))
-    begin = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    begin = rf"\documentclass[{options}]{{article}}\usepackage{{booktabs}}\begin{{document}}"
     (folder / "paper.tex").write_text(rf"{begin}{inputs}\end{{document}}")
     command = [require("latex"), "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
@@ -475,6 +475,26 @@ def compile_latex(folder: Path, *tables: str) -> str:
 
 def test_latex_compiles_with_odd_names(tmp_path: Path) -> None:
     compile_latex(tmp_path, odd_table(tmp_path).latex())
+
+
+def test_latex_is_no_wider_than_the_text(tmp_path: Path) -> None:
+    """Of a paper with two columns, 410 pt wide; with all columns that a table has, and with none of the paper's."""
+    for seed in range(3):
+        write_run(tmp_path / "runs", WITH, seed)
+        write_run(tmp_path / "runs", WITHOUT, seed, "collapsed", knn=61)
+    _, runs = load_runs(tmp_path / "runs")
+    runs["variant"] = runs["target.stop_gradient"].map({True: "with stop-gradient", False: "without stop-gradient"})
+    papers = {
+        "with stop-gradient": PaperResult(top1=67.7, spread=0.1, trials=5),
+        "without stop-gradient": PaperResult(top1=0.1),
+    }
+    against = dict.fromkeys(papers, "with stop-gradient")
+    tables = [
+        study_table(runs, results, "Study", "cpu", against)
+        for results in (papers, dict.fromkeys(papers, PaperResult()))
+    ]
+    log = compile_latex(tmp_path, *(table.latex() for table in tables), options="twocolumn")
+    assert "Overfull" not in log
 
 
 def test_latex_of_every_study_compiles(tmp_path: Path) -> None:

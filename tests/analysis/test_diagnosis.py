@@ -387,6 +387,11 @@ def test_compare_names_only_what_differs(run: Callable[..., str], tmp_path: Path
     text = run("compare", first, second, "--out", str(tmp_path / "out" / "two"))
     assert "target.stop_gradient" in text
     assert "loss.name" not in text
+    table = pd.read_csv(tmp_path / "out" / "two.csv").set_index("run")
+    assert table["name"].nunique() == 2
+    assert set(table.index) == {first, second}, "each folder can be found"
+    assert table["target.stop_gradient"].nunique() == 2
+    assert all(str(table.loc[run, "target.stop_gradient"]).lower() in table.loc[run, "name"] for run in table.index)
     assert all((tmp_path / "out" / f"two.{kind}").stat().st_size for kind in ("pdf", "svg", "png"))
     _, runs = load_chosen([tmp_path / first, tmp_path / third])
     assert list(differences(runs)) == ["predictor.kind", "target.stop_gradient", "loss.name"]

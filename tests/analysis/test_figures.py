@@ -9,6 +9,7 @@ import string
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import scipy.stats
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 from sklearn.decomposition import PCA
@@ -24,6 +26,7 @@ from sklearn.decomposition import PCA
 from analysis import load_runs, plot_linear, plot_map, plot_spectra, plot_training
 from analysis.figures import style
 from analysis.figures.fonts import wrap
+from analysis.figures.groups import make_groups
 from analysis.figures.linear import linear_numbers
 from analysis.figures.map import load_embeddings, project
 from analysis.figures.spectrum import LOWEST, geometric_mean, load_spectra
@@ -188,6 +191,38 @@ def test_a_collapsed_z_is_a_dot_and_many_classes_are_grey(tmp_path: Path) -> Non
     assert sorted(len(one.get_offsets()) for one in dots) == [4] * 10 + [20]
 
 
+def test_the_map_names_classes_and_shares_out_no_variance_of_a_point(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    for seed, (config, centre) in enumerate([(WITH, 0.0), (WITHOUT, 20.0)]):  # z about the origin, and far from it
+        z, labels = centre + draws.normal(size=(90, 8)), np.arange(90) % 3
+        arrays: dict[str, Any] = {"z": z, "labels": labels, "class_names": np.array(["cat", "dog", "$ship"])}
+        np.savez(write_run(tmp_path, config, seed) / "embeddings.npz", **arrays)
+    figure = plot_map(load(tmp_path)[1])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cat", "dog", r"\$ship"]
+    spread, point = figure.axes
+    assert "%" in spread.get_xlabel() + spread.get_ylabel()
+    assert (point.get_xlabel(), point.get_ylabel()) == ("axis 1", "axis 2")
+
+
+def test_a_method_has_one_colour_in_all_figures_of_a_study() -> None:
+    names = ["SimCLR, 1x", "SimCLR, 2x", "BYOL, 1x", "BYOL, 2x"]
+    runs = pd.DataFrame(
+        {
+            "run": [f"{name}-s0" for name in names], "config": names, "epochs": [4, 8, 4, 8], "state": "done",
+            "variant": pd.Categorical(names, names), "outcome": "healthy", "final_knn_top1": [50.0, 52.0, 48.0, 53.0],
+        }
+    )  # fmt: skip
+    groups = {group.label: group.colour for group in make_groups(runs)}
+    lines = dict(zip(["SimCLR", "BYOL"], plot_sweep(runs, "epochs").axes[0].lines, strict=False))
+    for method, line in lines.items():
+        once, twice = rgb_to_hsv(to_rgb(groups[f"{method}, 1x"])), rgb_to_hsv(to_rgb(groups[f"{method}, 2x"]))
+        assert line.get_color() == groups[f"{method}, 2x"]
+        assert abs(once[0] - twice[0]) < 0.01, "one hue"
+        assert once[1] < twice[1], "paler"
+    without_the_first = make_groups(runs[runs["variant"] != names[0]])
+    assert {group.label: group.colour for group in without_the_first}.items() <= groups.items()
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04K\x01.", None])
 def test_embeddings_that_cannot_be_read_are_none(tmp_path: Path, content: bytes | None) -> None:
     if content is None:
@@ -203,14 +238,17 @@ def test_linear_numbers_stand_beside_the_curve(tmp_path: Path) -> None:
         (folder / "linear-features.json").write_text(json.dumps({"top1": 85.0 + seed, "protocol": {}}))
     (write_run(tmp_path, WITHOUT, 0) / "linear-features.json").write_text("{")
     points, runs = load(tmp_path)
+    runs["final_linear_top1"] = [70.0, 72.0, 60.0]  # as the runs say themselves
     curve, numbers = plot_linear(points, runs, paper={"with": 91.8, "without": 91.1}).axes
     assert curve.get_ylabel() == "kNN top-1 (%)"
-    assert [tick.get_text() for tick in numbers.get_xticklabels()] == ["ours,\nfeatures", "paper"]
+    assert [tick.get_text() for tick in numbers.get_xticklabels()] == ["ours,\nlogistic", "ours,\nfeatures", "paper"]
     marks = [(line.get_xdata()[0], line.get_ydata()[0]) for line in numbers.lines if line.get_marker() in list("os")]
-    assert marks == [(0, 85.5), (1, 91.8), (1, 91.1)]
-    bar = next(line for line in numbers.lines if len(line.get_xdata()) == 2)
+    by_run = runs.set_index(["variant", "seed"])["final_linear_top1"]
+    own = [(0, by_run["with"].mean()), (0, by_run["without"].mean())]
+    assert marks == [*own, (1, 85.5), (2, 91.8), (2, 91.1)]
+    bar = next(line for line in numbers.lines if list(line.get_xdata()) == [1, 1])
     assert list(bar.get_ydata()) == [85.0, 86.0]
-    assert {text.get_text() for text in numbers.texts} == {"85.5", "91.8", "91.1"}
+    assert {text.get_text() for text in numbers.texts} >= {"85.5", "91.8", "91.1"}
     assert len(plot_linear(points, runs[runs["seed"] == 5]).axes) == 1, "nothing to put beside it"
 
 
@@ -252,7 +290,7 @@ def diverged(tmp_path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
         folder = write_run(tmp_path, WITH, seed, kind)
         write_geometry(folder, seed, rank=2 if kind == "diverged" else 100)
         result = json.loads((folder / "result.json").read_text())
-        result["final"]["knn_top1"] = top1
+        result["final"] |= {"knn_top1": top1, "linear_top1": top1}
         (folder / "result.json").write_text(json.dumps(result))
         (folder / "linear-features.json").write_text(json.dumps({"top1": top1, "protocol": {}}))
     return load(tmp_path)
@@ -262,7 +300,7 @@ def test_a_seed_that_diverged_counts_nowhere(diverged: tuple[pd.DataFrame, pd.Da
     points, runs = diverged
     (line,) = (line for line in plot_sweep(runs, "batch_size").axes[0].lines if line.get_marker() == "o")
     assert line.get_xydata().tolist() == [[256.0, 80.0]]
-    assert linear_numbers(runs) == {"features": {"with": [80.0]}}
+    assert linear_numbers(runs) == {"logistic": {"with": [80.0]}, "features": {"with": [80.0]}}
     drawn = {drawing.name: drawing for drawing in figures_with_captions.drawings(ALL, points, runs, {})}
     assert "with 80.0 %" in drawn["figure-sweep-batch-size"].alt
     assert "Runs that diverged are left out." in drawn["figure-sweep-batch-size"].caption
@@ -276,10 +314,10 @@ def test_a_seed_that_diverged_counts_nowhere(diverged: tuple[pd.DataFrame, pd.Da
     for drawing in drawn.values():
         assert drawing.draw is not None
         drawing.draw(style.ONE_COLUMN).draw_without_rendering()
-    assert estimate_entry(runs, METRICS["knn_top1"]).text == "80.0 (1 of 2)"
+    assert estimate_entry(runs, METRICS["linear_top1"]).text == "80.0 (1 of 2)"
     assert StudyRuns(points, runs).finals("with", "knn_top1") == {1: 80.0}
-    assert "kNN top-1 80.0 %" in in_words.in_numbers(runs)
-    assert [line["knn"] for line in run_lines(runs, Path.cwd())] == [DASH, "80.0"]
+    assert "linear top-1 80.0 %" in in_words.in_numbers(runs)
+    assert [line["accuracy"] for line in run_lines(runs, Path.cwd())] == [DASH, "80.0"]
 
 
 def test_where_all_seeds_diverged_the_figures_say_so(diverged: tuple[pd.DataFrame, pd.DataFrame]) -> None:
@@ -428,7 +466,7 @@ def test_the_page_shows_each_figure_with_its_words(geometry: Path, tmp_path: Pat
     assert "paper 67.7 %" in sweep.alt
     assert "Hollow points" in sweep.caption
     assert "since no run logged it: predictor_alignment" in cosine.caption
-    assert "No run has been evaluated yet" in linear.caption
+    assert "ours by logistic regression at the end of training, the paper's" in linear.caption
     assert "up to rank 2" in spectrum.alt
     assert "with seed 0, without seed 0" in map_.caption
 

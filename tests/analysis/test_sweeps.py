@@ -120,7 +120,15 @@ def test_references_that_would_flatten_the_curve_are_left_out() -> None:
     low, high = figure.axes[0].get_ylim()
     assert low > 60
     assert low < 82 < high
-    assert {text.get_text() for text in figure.axes[0].texts} == {"raw pixels"}
+    assert {text.get_text() for text in figure.axes[0].texts} == {"raw pixels", "untrained 50 ↓", "chance 10 ↓"}
+
+
+def test_the_measure_is_linear_accuracy_where_a_run_has_it() -> None:
+    runs = sweep({"a": 64, "b": 128}).assign(final_linear_top1=70.0, reference_raw_pixels_linear=71.0)
+    figure = plot_sweep(runs, "batch_size")
+    assert figure.axes[0].get_ylabel() == "linear top-1 (%), ours"
+    np.testing.assert_allclose(curves(figure, 0)[0], [[64, 70], [128, 70]])
+    assert 71.0 in [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_linestyle() == "--"]
 
 
 def test_what_has_not_run_yet_leaves_a_gap_and_the_figure_can_be_saved() -> None:
