@@ -124,8 +124,8 @@ def test_command_line(command: Command, tmp_path: Path, arguments: list[str], wo
         ("title: x\nvarients: {a: {}}\n", ["mine.yaml:2", "varients", "did you mean 'variants'"]),
         ("title: x\nvariants:\n  a: {setings: {}}\n", ["mine.yaml:3", "setings", "did you mean 'settings'"]),
         ("title: x\nseeds: 0\nvariants: {a: {}}\n", ["mine.yaml:2", "seeds", "greater than or equal to 1"]),
-        ("title: x\nseeds: {gpu: 1}\nvariants: {a: {}}\n", ["mine.yaml:2", "seeds", "'gpu'", "smoke, cpu"]),
-        ("title: x\nscales: {gpu: {}}\nvariants: {a: {}}\n", ["mine.yaml:2", "'gpu'", "smoke, cpu"]),
+        ("title: x\nseeds: {gpu: 1}\nvariants: {a: {}}\n", ["mine.yaml:2", "seeds", "'gpu'", "smoke, fashion, cpu"]),
+        ("title: x\nscales: {gpu: {}}\nvariants: {a: {}}\n", ["mine.yaml:2", "'gpu'", "smoke, fashion, cpu"]),
         (
             "title: x\nvariants:\n  a:\n    settings: {optimizer: {lr: -1}}\n",
             ["variant 'a'", "optimizer.lr", "-1", "at least 0", "mine.yaml:4"],
