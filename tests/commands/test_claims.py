@@ -77,7 +77,7 @@ CHECK = "  first:\n    says: It is so.\n    checks:\n      - {%s}\n"
         ("  first: {say: x., checks: []}\n", ["claims.first.say: no such key", "did you mean 'says'"]),
         (
             "  first: {says: x., scales: [gpu], checks: [{kind: same}]}\n",
-            ["'gpu'", "no such scale", "smoke, fashion, cpu"],
+            ["'gpu'", "no such scale", "smoke, fashion"],
         ),
         (CHECK % "of: a", ["claims.first.checks.0.kind: is missing", "final, ratio", "mine.yaml:7"]),
         (CHECK % "kind: ordering", ["'ordering' is not a kind of check", "did you mean 'order'"]),
@@ -118,9 +118,7 @@ def test_a_bad_claim_is_refused_with_its_place(tmp_path: Path, claims: str, word
 def test_a_claim_on_a_variant_that_is_not_run_at_its_scales_is_refused(tmp_path: Path) -> None:
     variants = "{a: {}, b: {only: [imagenet], settings: {epochs: 3}}}"
     claim = CHECK % "kind: order, higher: a, lower: b, by: 1"
-    with pytest.raises(
-        SettingsError, match="variant 'b' is not run at smoke, fashion, cpu, cifar; it is run at imagenet"
-    ):
+    with pytest.raises(SettingsError, match="'b' is not run at smoke, fashion, cpu, cifar; it is run at imagenet"):
         load_study(write_study(tmp_path, claim, variants))
     allowed = claim.replace("    checks:", "    scales: [imagenet]\n    checks:")
     assert load_study(write_study(tmp_path, allowed, variants)).claims[0].scales == ("imagenet",)
@@ -208,7 +206,7 @@ def six(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"kind": "final", "of": "with", "near": 88.0, "within": 2.0}, "supported", "between 86 and 90 %"),
         ({"kind": "final", "of": "with", "near": 80.0, "within": 2.0}, "contradicted", "6 seeds"),
         ({"kind": "ratio", "of": "with", "to": "chance", "above": 5}, "supported", "divided by chance"),
-        ({"kind": "ratio", "of": "with", "metric": "knn_top1", "to": "raw pixels", "below": 0.9}, "contradicted", "1.02"),
+        ({"kind": "ratio", "of": "with", "to": "raw pixels", "below": 0.9}, "contradicted", "1.06"),
         ({"kind": "ratio", "of": "with", "to": "untrained", "above": 1.2}, "supported", "divided by untrained"),
         (
             {"kind": "ratio", "of": "with", "metric": "z_std", "to": "1/sqrt(d)", "near": 1, "within": 0.1},
