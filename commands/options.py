@@ -34,7 +34,7 @@ READERS = ("report", "verify", "diagnose", "compare")  # take an archive in plac
 
 def _folder_of_runs(context: typer.Context, runs: Path) -> Path:
     """The folder itself, or one with what an archive holds, as long as the command runs."""
-    if not runs.is_file():
+    if not os.path.isfile(runs):  # unlike Path's, no error where one may not look
         return runs
     if context.info_name not in READERS:
         raise SettingsError(

@@ -313,7 +313,8 @@ def test_folders_that_an_ordinary_user_may_not_use(tmp_path: Path) -> None:
 
 def test_a_runs_folder_that_is_a_file(command: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    refused(command("run", "stop-gradient", *SMOKE, "--runs", "file"), 1, "file", "--runs")
+    refused(command("run", "stop-gradient", *SMOKE, "--runs", "file"), 2, "file", "--runs")
+    refused(command("report", "stop-gradient", *SMOKE, "--runs", "file"), 1, "file", "no archive of runs")
     assert (tmp_path / "file").read_text() == "mine"
 
 
