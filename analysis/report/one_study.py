@@ -99,7 +99,7 @@ def report(
     points, runs = gather(variants, runs_dir)
     paper = {variant.name: variant.paper for variant in variants}
     against = {variant.name: variant.against for variant in variants}
-    table = study_table(runs, paper, study.title, scale, against)
+    table = study_table(runs, paper, study.title, scale, against, study.table)
     judged = tuple(verdicts(study.claims, points, runs, scale, study.design, study.name))
     if note:
         table = replace(table, notes=(*table.notes, note))
