@@ -296,8 +296,8 @@ def _comparison(differing: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     table: pd.DataFrame = rows[["state"]].assign(came_to=came_to(rows))
     for metric in ("linear_top1", "knn_top1"):
         table[metric] = rows[f"final_{metric}"].where(counts(rows))
-    for place, (name, values) in enumerate((("name", names_of(rows)), ("run", rows["variant"].astype(str)))):
-        table.insert(place, name, values)
+    table.insert(0, "name", names_of(rows))
+    table.insert(1, "run", rows["variant"].astype(str))
     joined: pd.DataFrame = table.join(differing)
     return joined
 

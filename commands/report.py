@@ -182,9 +182,10 @@ def _print_report(files: ReportFiles, scale: str, *, brief: bool) -> None:
             f"{files.study.title}: {count(ended, 'run')} of {len(files.runs)} ended. {in_words(files.verdicts)}"
         )
         return
-    print_prose(console, f"\n{files.answer}\n")
-    if files.numbers != files.answer:
-        print_prose(console, f"{files.numbers}\n")
+    for text in dict.fromkeys((files.answer, files.numbers)):
+        console.print()
+        print_prose(console, text)
+    console.print()
     if reason := no_results(scale, (str(name) for name in files.runs["data.name"])):
         print_prose(console, f"These are no results. {reason}")
         console.print()

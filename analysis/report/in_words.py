@@ -100,8 +100,8 @@ def _from_best(variants: Sequence[Summary]) -> list[Summary]:
 _TALLY = {  # of one claim, and of several
     "supported": ("is supported", "are supported"),
     "contradicted": ("is contradicted", "are contradicted"),
-    "agrees": ("looks so too", "look so too"),
-    "disagrees": ("does not look so", "do not look so"),
+    "agrees": ("holds so far", "hold so far"),
+    "disagrees": ("does not hold so far", "do not hold so far"),
     "unclear": ("is open", "are open"),
     "not run": ("waits for runs", "wait for runs"),
 }
@@ -130,9 +130,12 @@ def answer(verdicts: Sequence[Verdict], runs: pd.DataFrame) -> str:
     if others:
         found = Counter(_TALLY.get(verdict.outcome) or _TALLY[verdict.direction] for verdict in others)
         parts = [f"{number} {many if number > 1 else one}" for (one, many), number in found.items()]
-        text += (
-            f" Of {len(others)} more claims {', '.join(parts)}." if len(others) > 1 else f" One more {parts[0][2:]}."
-        )
+        if len(others) == 1:
+            text += f" The other claim {parts[0][2:]}."
+        elif len(parts) == 1:
+            text += f" The other claims {parts[0].partition(' ')[2]}."
+        else:
+            text += f" Of {len(others)} other claims {', '.join(parts)}."
     return text
 
 

@@ -103,7 +103,7 @@ def report(
     paper = {variant.name: variant.paper for variant in variants}
     against = {variant.name: variant.against for variant in variants}
     others = {variant.name: variant.published for variant in variants}
-    table = study_table(runs, paper, study.title, scale, against, others)
+    table = study_table(runs, paper, study.title, scale, against, others, study.table)
     judged = tuple(verdicts(study.claims, points, runs, scale, study.design, study.name))
     if note:
         table = replace(table, notes=(*table.notes, note))

@@ -24,6 +24,9 @@ def _check_metric(value: Any) -> Any:
     return value
 
 
+MetricName: TypeAlias = Annotated[str, BeforeValidator(_check_metric), WithJsonSchema({"enum": [*CURVES]})]
+
+
 class _Figure(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -37,10 +40,7 @@ class Curves(_Figure):
     """Metrics against epochs, a panel each: by default the three of Fig. 2."""
 
     kind: Literal["curves"] = "curves"
-    metrics: Annotated[
-        tuple[Annotated[str, BeforeValidator(_check_metric), WithJsonSchema({"enum": [*CURVES]})], ...],
-        Field(min_length=1),
-    ] = FIG_2
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1)] = FIG_2
 
     @property
     def name(self) -> str:

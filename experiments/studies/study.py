@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from experiments.studies.claims import SCALES, Claim, claim_hash, parse_claims
 from experiments.studies.design import LEVEL, LOOKS, Design, Level, Looks
-from experiments.studies.figures import Curves, StudyFigure, parse_figures
+from experiments.studies.figures import Curves, MetricName, StudyFigure, parse_figures
 from experiments.studies.layers import (
     Block,
     Layer,
@@ -40,6 +40,7 @@ from experiments.studies.published import published_names
 from experiments.studies.yaml_files import Document, dump, parse_model, parse_value, read
 from simsiam.errors import SettingsError, nearest
 from simsiam.record.atomic_files import write_atomically
+from simsiam.record.catalogue import TABLE
 from simsiam.settings.fields import Settings, flatten
 from simsiam.settings.identity import config_id
 
@@ -90,6 +91,9 @@ class StudyFile(ScaledBlock):
     baseline: str | None = Field(None, description="the variant that differences are taken to; else the first")
     figures: Annotated[tuple[dict[str, Any], ...], Field(min_length=1)] = Field(
         (), description="the figures of its report, in order; none listed: the three panels of Fig. 2"
+    )
+    table: Annotated[tuple[MetricName, ...], Field(min_length=1)] = Field(
+        TABLE, description="the metrics that its table has a column of, in order"
     )
     claims: dict[str, Any] = Field(default_factory=dict, description="what the runs should show, by name")
 
@@ -165,6 +169,7 @@ class Study:
     variants: tuple[Variant, ...]
     claims: tuple[Claim, ...] = ()
     figures: tuple[StudyFigure, ...] = (Curves(),)
+    table: tuple[str, ...] = TABLE  # metrics
     design: Design = field(default_factory=Design)
 
     def claim_hashes(self) -> dict[str, str]:
@@ -294,6 +299,7 @@ def load_study(name: str) -> Study:
         variants=tuple(variants),
         claims=parse_claims(document, {variant.name: variant.only or SCALES for variant in variants}),
         figures=parse_figures(document, [variant.name for variant in variants]),
+        table=tuple(dict.fromkeys(parsed.table)),
         design=Design(parsed.looks, parsed.level),
     )
 

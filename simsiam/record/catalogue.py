@@ -312,6 +312,7 @@ CATALOGUE = (
 )
 METRICS = {metric.name: metric for metric in CATALOGUE}
 CURVES = tuple(metric.name for metric in CATALOGUE if metric.is_curve)
+TABLE = tuple(metric.name for metric in CATALOGUE if metric.in_table)  # unless a study names others
 ACCURACY = "linear_top1"  # the paper's measure: what claims and tables compare unless they say otherwise
 FIG_2 = ("loss", "z_std_relative", "knn_top1")  # the three panels of the paper's Figure 2
 

@@ -33,6 +33,7 @@ from analysis.report.study_table import study_table
 from analysis.report.table import Table
 from experiments.plan import make_plan
 from experiments.studies.study import PaperResult, load_scale, load_study, study_names
+from simsiam.errors import SettingsError
 from tests.conftest import ROOT
 from tests.run_folders import settings, write_run
 from tests.tools import missing, require
@@ -248,7 +249,8 @@ def test_the_three_panels(pair: Path) -> None:
 
     assert levels(loss) == {"minimum": -1}
     assert levels(std) == {"1/√d": 1}
-    assert levels(knn) == pytest.approx({"raw pixels": 82.1, "untrained": 53, "chance": 10})
+    assert levels(knn) == pytest.approx({"raw pixels": 82.1, "untrained": 53, "chance 10 ↓": 10})
+    assert 10 < knn.get_ylim()[0] < 53, "what is far off does not flatten the curves"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["with", "without"]
 
 
@@ -456,6 +458,24 @@ def test_special_characters_are_escaped(tmp_path: Path) -> None:
     assert len(rows) == 4
     assert {line.replace("\\|", "").count("|") for line in rows} == {len(table.columns) + 1}
     assert "<script>" not in table.markdown().replace("\\<script\\>", "")
+
+
+def test_a_study_chooses_the_metrics_of_its_table(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path / "runs", WITH, seed)
+    (tmp_path / "own.yaml").write_text("title: Own\ntable: [effective_rank, linear_top1, lidar]\nvariants: {a: {}}\n")
+    _, runs = load_runs(tmp_path / "runs")
+    runs["variant"] = "with"
+    names = load_study(str(tmp_path / "own.yaml")).table
+    table = study_table(runs, {"with": PaperResult()}, "Own", "cpu", {"with": "with"}, names)
+    keys = [column.key for column in table.columns]
+    assert keys == ["variant", "effective_rank", "linear_top1", "difference", "lidar", "outcome", "cost"]
+    (row,) = table.rows
+    assert float(row[1].exact["_mean"]) == pytest.approx(runs["final_effective_rank"].mean())
+    assert row[4].full == "– (not logged)"
+    (tmp_path / "own.yaml").write_text("title: Own\ntable: [linear_top1, lidr]\nvariants: {with: {}}\n")
+    with pytest.raises(SettingsError, match=r"(?s)lidr.*did you mean 'lidar'.*own.yaml:2"):
+        load_study(str(tmp_path / "own.yaml"))
 
 
 def compile_latex(folder: Path, *tables: str, options: str = "") -> str:

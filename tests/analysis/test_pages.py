@@ -223,7 +223,10 @@ def test_the_result_answers_by_the_first_claim(outcome: Outcome, direction: Dire
     found = in_words.answer([verdict(outcome, direction), *others], pd.DataFrame())
     assert found.startswith(says)
     if direction != "not run":
-        assert found.endswith("Of 3 more claims 1 is supported, 2 are open.")
+        assert found.endswith(" Of 3 other claims 1 is supported, 2 are open.")
+        assert in_words.answer([verdict(outcome, direction), *others[1:]], pd.DataFrame()).endswith(
+            " The other claims are open."
+        )
         assert in_words.answer([verdict(outcome, direction), others[0]], pd.DataFrame()).endswith(
-            " One more is supported."
+            " The other claim is supported."
         )

@@ -165,6 +165,7 @@ def test_which_images_were_right_is_recorded_and_adds_up(small: Small, tmp_path:
             right = metrics.unpack(evaluations[-1][f"{kind}_correct"], evaluations[-1]["num_queries"])
             np.testing.assert_array_equal(kept[f"{kind}_classes"] == kept["labels"], right)
         assert len(kept["features"]) == len(kept["labels"]) <= 1000
+        assert len(kept["class_names"]) == kept["labels"].max() + 1
 
 
 def test_the_linear_top1_of_a_run_is_that_of_its_checkpoint(small: Small, tmp_path: Path) -> None:
