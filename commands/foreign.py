@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from commands.console import Table, make_console, print_json, print_prose
 from simsiam.errors import SettingsError
@@ -46,6 +46,13 @@ def is_foreign(target: str) -> bool:
     return path.is_file() and path.suffix not in (".yaml", ".yml")
 
 
+def _names(annotation: Any) -> list[str]:
+    """The texts that a setting's type lists, wherever in it."""
+    if isinstance(annotation, str):
+        return [annotation]
+    return [name for part in get_args(annotation) for name in _names(part)]
+
+
 def given_by(words: Words) -> Given:
     """The settings that the options stand for. Raises SettingsError."""
     from pydantic import ValidationError
@@ -54,7 +61,7 @@ def given_by(words: Words) -> Given:
     from experiments.studies.layers import layer_from_command_line
     from simsiam.settings.fields import LossSettings, Settings
 
-    losses = [*LossSettings.model_fields["name"].annotation.__args__, BYOL]  # type: ignore[union-attr]
+    losses = [*_names(LossSettings.model_fields["name"].annotation), BYOL]
     for value, allowed, option in ((words.loss, losses, "loss"), (words.output_bn, list(OUTPUT_BN), "output-bn")):
         if value is not None and value not in allowed:
             from simsiam.errors import nearest

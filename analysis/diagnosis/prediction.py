@@ -2,6 +2,8 @@
 
 ::
 
+    from analysis import load_runs
+    from analysis.diagnosis.prediction import predictions
     points, runs = load_runs("runs")
     predictions({"all": list(runs["run"])}, points, runs)
 """

@@ -24,11 +24,8 @@ def study_table(
     title: str,
     scale: str,
     against: Mapping[str, str | None] | None = None,
-<<<<<<< HEAD
     published: Mapping[str, Sequence[Published]] | None = None,
-=======
     metrics: Sequence[str] = TABLE,
->>>>>>> figures
 ) -> Table:
     """A row for each variant: what the paper reports, what our runs came to, and the difference to the baseline.
 
@@ -36,13 +33,9 @@ def study_table(
     paper's result of each variant, in the order of the rows, ``against`` the variant that each is compared with, and
     ``published`` what others have published for it at this scale.
     Means are over the runs that ended, diverged ones left out; the spread is the sample standard deviation over seeds.
-<<<<<<< HEAD
+    ``metrics`` are those with a column; the difference stands after the accuracy that it is of, or after the first.
     The paper's column and that of others are there if they give any number, those of the differences if any variant has
     a baseline.
-=======
-    ``metrics`` are those with a column; the difference stands after the accuracy that it is of, or after the first.
-    The paper's columns are there if it gives any number, those of the differences if any variant has a baseline.
->>>>>>> figures
     """
     ours = f"Ours ({scale} scale)"
     differences = Differences(runs, paper, {name: (against or {}).get(name) for name in paper})
@@ -56,12 +49,8 @@ def study_table(
     columns = [
         Column("variant", "variant", is_number=False),
         *[Column("paper_top1", "ImageNet linear top-1 (%)", "Paper")][: int(has_paper)],
-<<<<<<< HEAD
         *[Column("published", "top-1 (%)", "Others", is_number=False)][: int(any((published or {}).values()))],
-        *top1,
-=======
         *before,
->>>>>>> figures
         *[Column("difference", "difference (points)", ours)][: int(has_differences)],
         *[Column("direction", "as in the paper?", ours, is_number=False)][: int(has_directions)],
         *after,
@@ -74,12 +63,8 @@ def study_table(
         entries = {
             "variant": Entry(name or "(no name)", exact={"": name}),
             "paper_top1": paper_entry(result),
-<<<<<<< HEAD
             "published": published_entry((published or {}).get(name, ())),
-            **{metric.name: estimate_entry(of_variant, metric) for metric in OURS},
-=======
             **{name: estimate_entry(of_variant, METRICS[name], say_how_many=name == metrics[0]) for name in metrics},
->>>>>>> figures
             "difference": differences.difference_entry(name),
             "direction": differences.direction_entry(name),
             "outcome": outcome_entry(of_variant),
@@ -162,7 +147,6 @@ def paper_entry(result: PaperResult) -> Entry:
     return Entry(text, exact=exact)
 
 
-<<<<<<< HEAD
 def published_entry(numbers: Sequence[Published]) -> Entry:
     """The range of what others report, for each measure: ``linear 90.5 to 91.9; kNN 76.4 to 90.4``."""
     by_measure = {measure: sorted(number.top1 for number in numbers if number.measure == measure) for measure in NAMES}
@@ -176,15 +160,11 @@ def published_entry(numbers: Sequence[Published]) -> Entry:
     return Entry("; ".join(texts), "" if texts else "none known", exact)
 
 
-def estimate_entry(runs: pd.DataFrame, metric: Metric) -> Entry:
-    """Mean and standard deviation of a metric's final value over the runs of a variant that ended with one."""
-=======
 def estimate_entry(runs: pd.DataFrame, metric: Metric, *, say_how_many: bool = False) -> Entry:
     """Mean and standard deviation of a metric's final value over the runs of a variant that ended with one.
 
     ``say_how_many``: those that did, where it is not all.
     """
->>>>>>> figures
     ended = runs[counts(runs)]
     values = ended[f"final_{metric.name}"].dropna().to_numpy(float)
     values = values[np.isfinite(values)]

@@ -63,7 +63,8 @@ def load(runs_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
 def test_importing_the_analysis_imports_no_torch() -> None:
     paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "analysis").rglob("*.py")]
     assert len(paths) > 30
-    modules = ", ".join(".".join(path.parts) for path in paths if path.stem != "__init__")
+    of_training_loops = {"__init__", "monitor", "lightning_callback"}
+    modules = ", ".join(".".join(path.parts) for path in paths if path.stem not in of_training_loops)
     code = f"import {modules}, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
