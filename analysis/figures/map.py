@@ -70,7 +70,8 @@ def load_embeddings(folder: Path) -> Embeddings | None:
         with np.load(path, allow_pickle=False) as content:
             z = content["z"].astype(float)
             every = content["labels"].astype(np.int64)
-            labels = every[: len(z)]  # there are those of all images
+            # There are those of all images; runs before revision 3 of the numerics kept the first ones.
+            labels = every[content["places"]] if "places" in content else every[: len(z)]
             names = tuple(map(str, content["class_names"])) if "class_names" in content else ()
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, EOFError, NotImplementedError):
         return None

@@ -80,6 +80,14 @@ def subset(num_images: int, limit: int | None, purpose: str) -> np.ndarray:
     return np.sort(np.random.default_rng(derive("subset", purpose)).permutation(num_images)[:limit])
 
 
+def shuffled(num_images: int, limit: int, purpose: str) -> np.ndarray:
+    """The same draw in a fixed random order, so that each part from its start is a draw, too.
+
+    A folder's images come class by class: the first ones would be of one class.
+    """
+    return np.random.default_rng(derive("subset", purpose)).permutation(num_images)[:limit]
+
+
 def second_view(settings: Settings) -> AugmentSettings:
     """The distribution of x2: that of x1, with what is set for the second view alone."""
     own = {name: value for name, value in settings.second_view.model_dump().items() if value is not None}

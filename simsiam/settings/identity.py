@@ -11,7 +11,7 @@ from simsiam.settings.fields import Settings, default_values, flatten, sections,
 # Raised when a name or a meaning in Settings changes so that the same text would describe another run.
 SCHEMA_VERSION = 1
 # Raised when a change of code changes the numbers that the same settings give.
-NUMERICS_REVISION = 2
+NUMERICS_REVISION = 3
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from simsiam.evaluation.diagnostics import (
@@ -88,7 +89,8 @@ def _gradient_norm(weights: Iterable[nn.Parameter]) -> float | None:
 class HeldOut:
     """What an evaluation saw of the test images, in the order of the test set."""
 
-    z: Tensor  # (N, d)
+    z: Tensor  # (N, d) of a sample of them
+    places: NDArray[np.int64]  # (N,) of that sample among all, in random order
     features: Tensor  # (M, num_features)
     labels: Tensor  # (M,) int64
     classes: dict[str, Tensor]  # by kind of classifier, knn or linear: the class of each image (M,) int64
@@ -103,10 +105,13 @@ class HeldOut:
         }
 
     def save(self, folder: Path, step: int, attempt: int) -> None:
-        """Write ``embeddings.npz``: z and features (n, ...) in float16 of the first images, all labels and classes."""
+        """Write ``embeddings.npz``: z and features (n, ...) in float16 of some images, all labels and classes."""
+        places = self.places[:EMBEDDINGS]
+        features = self.features[torch.from_numpy(places).to(self.features.device)]
         arrays: dict[str, Any] = {
             "z": self.z[:EMBEDDINGS].half().cpu().numpy(),
-            "features": self.features[:EMBEDDINGS].half().cpu().numpy(),
+            "features": features.half().cpu().numpy(),
+            "places": places,
             "labels": self.labels.cpu().numpy(),
             **{f"{name}_classes": classes.cpu().numpy().astype(np.uint16) for name, classes in self.classes.items()},
             "class_names": np.array(self.class_names, dtype=str),

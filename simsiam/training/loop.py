@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from simsiam.data.batches import Batch, evaluated, held_out_views, make_source
+from simsiam.data.batches import Batch, evaluated, held_out_views, make_source, shuffled
 from simsiam.data.dataset import Dataset
 from simsiam.distributed.ranks import ONE_RANK, Gradients, Ranks
 from simsiam.errors import CheckpointError
@@ -281,7 +281,8 @@ class Training:
             queries, labels, classes = (
                 self.ranks.gather(part, self.num_queries) for part in (queries, labels, classes)
             )
-            z = self.model.projector(queries[: 4 * self.settings.projector.output_dim])
+            sample = shuffled(self.num_queries, 4 * self.settings.projector.output_dim, "z")
+            z = self.model.projector(queries[torch.from_numpy(sample).to(self.device)])
             rank = effective_rank(z)
             more: Point = {}
             if evaluation.diagnostics:
@@ -296,7 +297,7 @@ class Training:
         if evaluation.linear and (self.step in (0, self.num_steps) or self._collapsed_for_good()):
             linear = self.linear_classes(bank, bank_labels, queries)
             by_classifier |= {} if linear is None else {"linear": linear}
-        held_out = logged.HeldOut(z, queries, labels, by_classifier, self.dataset.classes)
+        held_out = logged.HeldOut(z, sample, queries, labels, by_classifier, self.dataset.classes)
         point: Point = {**held_out.correctness(), "num_queries": self.num_queries, "effective_rank": rank, **more}
         if self.source.replaced:  # of rank 0 alone
             point["replaced_images"] = len(self.source.replaced)

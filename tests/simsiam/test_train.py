@@ -18,7 +18,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from simsiam.data.batches import make_source
+from simsiam.data.batches import make_source, shuffled
 from simsiam.data.dataset import Dataset, Split
 from simsiam.data.sets import load
 from simsiam.evaluation.linear import whiten
@@ -164,8 +164,18 @@ def test_which_images_were_right_is_recorded_and_adds_up(small: Small, tmp_path:
         for kind in ("knn", "linear"):
             right = metrics.unpack(evaluations[-1][f"{kind}_correct"], evaluations[-1]["num_queries"])
             np.testing.assert_array_equal(kept[f"{kind}_classes"] == kept["labels"], right)
-        assert len(kept["features"]) == len(kept["labels"]) <= 1000
+        assert len(kept["features"]) == len(kept["places"]) == len(kept["z"]) <= 1000
+        assert len(set(kept["places"].tolist())) == len(kept["places"])
         assert len(kept["class_names"]) == kept["labels"].max() + 1
+
+
+def test_the_sample_of_z_is_of_all_classes_where_images_come_class_by_class() -> None:
+    labels = np.repeat(np.arange(10), 1000)  # as in a folder
+    for limit in (1000, 2048):
+        counts = np.bincount(labels[shuffled(10_000, limit, "z")], minlength=10)
+        assert counts.sum() == limit
+        assert counts.min() > limit / 20
+    assert shuffled(10_000, 2048, "z")[:1000].tolist() == shuffled(10_000, 1000, "z").tolist()
 
 
 def test_the_linear_top1_of_a_run_is_that_of_its_checkpoint(small: Small, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from analysis.verdicts.family import family, holm
 from analysis.verdicts.verdicts import Verdict, verdicts
 from experiments.studies.claims import Claim, Order
 from experiments.studies.design import Design
-from tests.analysis.test_inference import frames
+from tests.analysis.verdicts.test_inference import frames
 
 multitest = pytest.importorskip("statsmodels.stats.multitest")
 

@@ -26,7 +26,7 @@ from experiments.weights.embeddings import ENDINGS, measure, read_embeddings
 from simsiam.errors import SettingsError
 from simsiam.evaluation.diagnostics import output_std
 from simsiam.record.catalogue import METRICS
-from tests.analysis.test_diagnosis import confusion, show
+from tests.analysis.diagnosis.test_diagnosis import confusion, show
 from tests.conftest import ROOT
 from tests.foreign_logs.edge_cases import million_rows
 
