@@ -192,7 +192,7 @@ def _print_report(files: ReportFiles, scale: str, *, brief: bool) -> None:
     for verdict in files.verdicts:
         print_prose(console, f"{verdict.label}: {verdict.claim.says} {verdict.conclusion}".rstrip())
     headings = files.table.headings()
-    optional = [name for name in reversed(headings[2:]) if not name.startswith(("Ours", "outcome", "difference"))]
+    optional = [name for name in reversed(headings[1:]) if not name.startswith(("Ours", "outcome", "difference"))]
     table = Table(*headings, optional=optional)
     for row in files.table.lines():
         table.add_row(*row)

@@ -141,7 +141,7 @@ class Campaign:
         everything: list[Verdict] = []
         gathered = []
         for study in self.studies:
-            points, frame = gather(report_variants(study, made, []), self.runs)
+            points, frame = gather(report_variants(study, made, None), self.runs)
             gathered.append((study, points, frame.assign(hours=device_hours(frame))))
         hours = Hours(made, [frame for _, _, frame in gathered])
         self.spent = hours.total

@@ -468,7 +468,7 @@ def test_a_study_chooses_the_metrics_of_its_table(tmp_path: Path) -> None:
     _, runs = load_runs(tmp_path / "runs")
     runs["variant"] = "with"
     names = load_study(str(tmp_path / "own.yaml")).table
-    table = study_table(runs, {"with": PaperResult()}, "Own", "cpu", {"with": "with"}, names)
+    table = study_table(runs, {"with": PaperResult()}, "Own", "cpu", {"with": "with"}, metrics=names)
     keys = [column.key for column in table.columns]
     assert keys == ["variant", "effective_rank", "linear_top1", "difference", "lidar", "outcome", "cost"]
     (row,) = table.rows

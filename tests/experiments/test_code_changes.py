@@ -48,7 +48,12 @@ def test_edited_training_code_is_said_and_retrained_beside_the_old_runs(copy: Pa
     old = {path.name for path in (copy / "runs").glob("*-s0")}
     loss = "simsiam/model/losses.py"
     edit(copy, loss, '"""D(p, z) = -<p/|p|', '"""Other words: D(p, z) = -<p/|p|')
-    edit(copy, "simsiam/evaluation/linear.py", "WEIGHT_STD = ", "WEIGHT_STD = 2 * ")
+    edit(
+        copy,
+        "simsiam/model/exchange.py",
+        "from __future__ import annotations\n",
+        "from __future__ import annotations\n\nX = 1\n",
+    )
     edit(
         copy,
         "analysis/formats.py",

@@ -57,7 +57,7 @@ def test_ranks_evaluate_together(command: Command, tmp_path: Path) -> None:
         assert result["top1"] == pytest.approx(runs[run_id]["top1"], abs=1)
     for result in tmp_path.glob("runs/*/linear-features.json"):
         result.unlink()
-    refused = command("evaluate", *SMOKE, "--ranks", "3")
+    refused = command("evaluate", *SMOKE, "--ranks", "3", "--protocol", "sgd")
     assert refused.returncode == 2
     assert (
         refused.stderr
@@ -70,8 +70,8 @@ def test_unknown_protocol_and_nothing_to_evaluate(command: Command, tmp_path: Pa
     assert done.returncode == 2
     assert "did you mean 'features'" in done.stderr
     nothing = command("evaluate", *SMOKE)
-    assert nothing.returncode == 0
-    assert "0 runs evaluated" in nothing.stdout
+    assert nothing.returncode == 1
+    assert "nothing was evaluated" in nothing.stderr
 
 
 def run_folder(runs: Path, name: str) -> tuple[Path, Siamese]:

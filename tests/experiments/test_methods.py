@@ -276,7 +276,13 @@ def test_the_methods_are_the_paper_s_points(name: str, scale: str) -> None:
 
 def test_simsiam_s_file_says_what_the_defaults_are() -> None:
     assert load_method("simsiam", "imagenet") == validate(
-        {"batch_size": 256, "precision": "bfloat16", "evaluation.every_epochs": 5, "evaluation.bank_size": 100_000}
+        {
+            "batch_size": 256,
+            "precision": "bfloat16",
+            "evaluation.every_epochs": 5,
+            "evaluation.bank_size": 100_000,
+            "evaluation.linear": False,
+        }
     )
 
 
@@ -449,5 +455,7 @@ def test_the_combinations_cover_every_switch_of_the_method() -> None:
     numbers = {
         *("projector.hidden_dim", "predictor.hidden_dim", "target.sinkhorn_iterations", "target.sinkhorn_epsilon"),
         *("optimizer.lr", "optimizer.momentum"),
+        "projector.kind",  # an mlp, or one's own
+        *(path for path in varied if path.endswith(".arguments")),  # of parts of one's own
     }
     assert varied - numbers <= set(SWITCHES)

@@ -46,6 +46,7 @@ MEANT: dict[str, float] = {
     "training/logged.py:_gradient_norm": 1,
     "training/logged.py:of_step": 1,
     # of an evaluation
+    "training/loop.py:evaluate": 1,  # which images z is taken of
     "data/batches.py:held_out_views": 1,
     "evaluation/knn.py:knn_classes": 1,
     **{f"evaluation/diagnostics.py:{name}": 1 for name in OF_AN_EVALUATION},
