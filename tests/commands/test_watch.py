@@ -127,15 +127,17 @@ def test_stopped_it_leaves_the_page_without_the_reloading(
 def test_the_index_reloads_itself_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, out = planned(tmp_path), tmp_path / "out"
     write(plan, 0, "done")
-    pages = [out / "index-smoke.html", out / "stop-gradient-smoke" / "index.html"]
     during: list[str] = []
+
+    def pages() -> list[Path]:  # the place of the runs is in their names
+        return sorted([*out.glob("index-smoke*.html"), *out.glob("stop-gradient-smoke*/index.html")])
 
     wait = threading.Event.wait
 
     def interrupted(event: threading.Event, timeout: float | None = None) -> bool:
         if timeout != results.WATCH_SECONDS:  # another's
             return wait(event, timeout)
-        during.extend(page.read_text(encoding="utf-8") for page in pages)
+        during.extend(page.read_text(encoding="utf-8") for page in pages())
         return True  # as after Ctrl-C
 
     monkeypatch.setattr("experiments.studies.study.study_names", lambda: ["stop-gradient"])
@@ -148,7 +150,7 @@ def test_the_index_reloads_itself_too(tmp_path: Path, monkeypatch: pytest.Monkey
         for each, handler in before.items():
             signal.signal(each, handler)
     assert len(during) == 2
-    for page, content in zip(pages, during, strict=True):
+    for page, content in zip(pages(), during, strict=True):
         assert REFRESH in content
         assert REFRESH not in page.read_text(encoding="utf-8")
 
