@@ -9,8 +9,6 @@ seeds are, not that of the images alone.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 
 from analysis.formats import format_signed
 from analysis.frames.run_files import is_number, read_with
+from simsiam.record.curves import unpack
 
 Correct = NDArray[np.bool_]
 
@@ -89,12 +88,11 @@ def sources(one: Correct, other: Correct) -> Sources:
 
 
 def decode(text: str, num: int) -> Correct | None:
-    """One bit for each image, packed as ``numpy.packbits`` does, in base64; None if it is not of that length."""
+    """One truth value for each image, as of :func:`simsiam.record.curves.unpack`; None where that is refused."""
     try:
-        packed = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
-    except (ValueError, binascii.Error):
+        return unpack(text, num)
+    except ValueError:
         return None
-    return np.unpackbits(packed, count=num).astype(bool) if len(packed) == (num + 7) // 8 else None
 
 
 def last_correct(folder: Path, name: str = "knn_correct") -> Correct | None:

@@ -22,6 +22,12 @@ def output_std(z: Tensor) -> Tensor:
     return F.normalize(z.float(), dim=1).std(0, correction=0).mean()
 
 
+def _perplexity(values: Tensor) -> float:
+    """The exp of the entropy of values >= 0 (n,) float64 over their sum: in [1, n]; 1 where all are 0."""
+    share = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return math.exp(torch.special.entr(share).sum().item())
+
+
 def effective_rank(z: Tensor) -> float:
     """RankMe (Garrido et al. 2023): exp of the entropy of the normalised singular values of z, uncentred.
 
@@ -31,8 +37,7 @@ def effective_rank(z: Tensor) -> float:
     # The singular values through the Gram matrix: squares of what svd gives, at a fraction of its cost.
     gram = z.T @ z if z.shape[0] >= z.shape[1] else z @ z.T
     singular = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
-    share = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return math.exp(torch.special.entr(share).sum().item())
+    return _perplexity(singular)
 
 
 def spectrum(z: Tensor) -> Tensor:
@@ -41,10 +46,7 @@ def spectrum(z: Tensor) -> Tensor:
     z: (N, d) -> (d,) float64, >= 0. Their squares are the eigenvalues of the covariance of z/|z| and sum to 1 minus
     :func:`centre`. A tail that falls to 0 is dimensional collapse, which the std does not show.
     """
-    unit = F.normalize(z.double(), dim=1)
-    unit = unit - unit.mean(0)
-    eigenvalues: Tensor = torch.linalg.eigvalsh(unit.T @ unit / len(unit))
-    return eigenvalues.flip(0).clamp_min(0).sqrt()
+    return eigenvalues(F.normalize(z.double(), dim=1)).sqrt()
 
 
 def explained_variance_area(singular: Tensor) -> float:
@@ -116,8 +118,7 @@ def lidar(z: Tensor) -> float:
     root = torch.linalg.cholesky(scatter + LIDAR_RIDGE * torch.eye(z.shape[2], dtype=z.dtype, device=z.device))
     whitened = torch.linalg.solve_triangular(root, between.T, upper=False)  # the same eigenvalues as with S_w^(-1/2)
     values = torch.linalg.eigvalsh(whitened @ whitened.T / len(between)).clamp_min(0)
-    share = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return math.exp(torch.special.entr(share).sum().item())
+    return _perplexity(values)
 
 
 def positive_cosine(z1: Tensor, z2: Tensor) -> Tensor:

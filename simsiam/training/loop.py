@@ -89,7 +89,7 @@ class Training:
         self.has_own_parts = bool(own_parts(settings))
         look_in(folder.parent)
         self.source = make_source(settings, dataset, device, ranks)
-        self.dataset, self.num_classes = dataset, len(dataset.classes)
+        self.dataset = dataset
         self.num_queries = len(evaluated(settings, dataset, "query"))
         self.num_bank = len(evaluated(settings, dataset, "bank"))
         model = Siamese(settings, dataset.num_channels, len(dataset.train), ranks)
@@ -314,7 +314,7 @@ class Training:
         if self.ranks.rank > 0 or not (bank.isfinite().all() and queries.isfinite().all()):
             return None
         bank, queries = whiten(bank, queries)
-        classes: Tensor = fit_logistic(bank, bank_labels, self.num_classes)(queries).argmax(1)
+        classes: Tensor = fit_logistic(bank, bank_labels, len(self.dataset.classes))(queries).argmax(1)
         return classes
 
     def encode(self, images: Tensor) -> Tensor:
