@@ -262,9 +262,9 @@ def selftest(
     from experiments.slurm.profile import load_cluster
 
     chosen = load_cluster(name)
-    runs, _ = _places(chosen, runs, DEFAULT_DATA)
+    runs, data = _places(chosen, runs, DEFAULT_DATA)
     check_writable(runs)
-    if not try_out(chosen, runs, say):
+    if not try_out(chosen, runs, data, say):
         sys.exit(FAILURE)
 
 

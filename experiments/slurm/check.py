@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from experiments.runs import slurm_environment
 from experiments.runs.folder import Json, read_json, write_json
 from experiments.slurm import commands, mps
 from experiments.slurm.commands import SlurmError
-from experiments.slurm.launch import FOLDER, Launch, copy_code
+from experiments.slurm.launch import FOLDER, Launch, copy_code, shared_folders
 from experiments.slurm.profile import Cluster
 from simsiam.machine import num_cores
 
@@ -41,6 +42,7 @@ def probe(folder: str, data: str) -> None:
     report["submitters_file"] = (path / "from-login").exists()
     report["cpus"] = num_cores()
     report["mps"] = mps.is_there()
+    report["scontrol"] = shutil.which("scontrol") is not None
     report["visible_gpus"] = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = sorted(os.listdir(data)) if os.path.isdir(data) else None
     report["data"] = names
@@ -66,7 +68,7 @@ def check(cluster: Cluster, runs: Path, data: Path, tell: Callable[[str], None],
     config, partition = commands.settings(), commands.partition(cluster.profile.partition)
     tell("SLURM: " + ", ".join(f"{key} {config.get(key, '?')}" for key in CONFIG))
     tell("Partition: " + ", ".join(f"{key} {partition[key]}" for key in PARTITION if key in partition))
-    path, launch = _folder(cluster, runs, "check")
+    path, launch = _folder(cluster, runs, "check", data)
     (path / "from-login").touch()
     job = submit_probe(launch, probe, str(path), str(data), tasks=1, minutes=1, warning=WARNING_SECONDS)
     tell(f"Job {job} submitted; it runs for a minute.")
@@ -84,6 +86,8 @@ def check(cluster: Cluster, runs: Path, data: Path, tell: Callable[[str], None],
     for key in ("node", "python", "cpus", "visible_gpus", "torch_seconds", "torch_gpus"):
         tell(f"{key.replace('_', ' ')}: {report.get(key)}")
     tell("shared folder: written and seen from both sides")
+    if not report["scontrol"]:
+        tell("scontrol is not there: a job that is to stop is not queued again; the follow-up submits what it leaves")
     for item in report["signals"]:
         tell(f"{item['signal']} after {item['after']:.0f} s, {report['alive'] - item['after']:.0f} s before the kill")
     for problem in problems:
@@ -92,11 +96,11 @@ def check(cluster: Cluster, runs: Path, data: Path, tell: Callable[[str], None],
     return not problems
 
 
-def try_out(cluster: Cluster, runs: Path, tell: Callable[[str], None], *, patience: float = 600) -> bool:
+def try_out(cluster: Cluster, runs: Path, data: Path, tell: Callable[[str], None], *, patience: float = 600) -> bool:
     """Submit the tests of :mod:`experiments.slurm.check`, wait, tell their outcomes; whether all went well."""
     from experiments.slurm.submit import submit_probe
 
-    path, launch = _folder(cluster, runs, "selftest")
+    path, launch = _folder(cluster, runs, "selftest", data)
     job = submit_probe(launch, selftest, str(path), tasks=2, minutes=10, warning=WARNING_SECONDS)
     tell(f"Job {job} submitted: two tasks on one node.")
     _wait(job, tell, patience)
@@ -109,13 +113,13 @@ def try_out(cluster: Cluster, runs: Path, tell: Callable[[str], None], *, patien
     return len(outcomes) == 5 and not any("FAILED" in line for line in outcomes)
 
 
-def _folder(cluster: Cluster, runs: Path, kind: str) -> tuple[Path, Launch]:
+def _folder(cluster: Cluster, runs: Path, kind: str, data: Path) -> tuple[Path, Launch]:
     path = runs / FOLDER / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path.mkdir(parents=True, mode=0o700)
     (path / "jobs").mkdir()
     copy_code(path / "code")
     launch = Launch(path)
-    launch.cluster = cluster
+    launch.cluster, launch.folders = cluster, shared_folders(runs, data)
     return path, launch
 
 

@@ -174,6 +174,11 @@ class Launch:
         return self.spec.runs
 
     @cached_property
+    def folders(self) -> list[Path]:
+        """What its jobs must see on every node, at the same path as here."""
+        return shared_folders(self.spec.runs, self.spec.data)
+
+    @cached_property
     def cluster(self) -> Cluster:
         """The profile as it was when it was launched."""
         content = self.spec.profile.model_dump(mode="json")
@@ -363,6 +368,11 @@ def abandoned(runs: Path) -> list[Path]:
             if alive is False or (alive is None and time.time() - details.st_mtime > SPECLESS_SECONDS):
                 found.append(path)
     return found
+
+
+def shared_folders(runs: Path, data: Path) -> list[Path]:
+    """What jobs share with the machine that launches: the folder of runs, and that of images if there is one yet."""
+    return [runs, *([data] if data.exists() else [])]
 
 
 def create(made: Plan, cells: Sequence[tuple[PlannedCell, int]], cluster: Cluster, *, command: str) -> Launch:

@@ -16,7 +16,7 @@ from experiments.slurm import commands
 from experiments.slurm import submit as slurm
 from experiments.slurm.commands import Job, SlurmError
 from experiments.slurm.job.follow_up import end_round, follow_up
-from experiments.slurm.launch import Launch, LaunchCell, all_launches, create, current, one_at_a_time
+from experiments.slurm.launch import Launch, LaunchCell, all_launches, create, current, one_at_a_time, shared_folders
 from experiments.slurm.profile import Cluster, warnings
 from experiments.slurm.queue import FOLLOW_UP, jobs_of
 from simsiam.settings.checks import check_ranks
@@ -71,7 +71,7 @@ class SlurmLauncher(Launcher):
         if cells:
             with tempfile.TemporaryDirectory() as folder:
                 launch = Launch(Path(folder) / "LAUNCH")
-                launch.cluster = self.cluster
+                launch.cluster, launch.folders = self.cluster, shared_folders(made.runs, made.data)
                 text = slurm.script(launch, cells).replace(folder, str(made.runs / ".launches"))
                 tasks = [len(indices) for indices, _ in slurm.arrays(launch, cells, 1001)]
             tell(f"\n{text}")

@@ -67,6 +67,17 @@ Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 
+class Container(BaseModel):
+    """An image in which the tasks of a job run. The job's script and the follow-up run outside of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["apptainer", "pyxis", "enroot"]
+    image: Text  # as apptainer exec, srun --container-image or enroot start takes it
+    mounts: tuple[Annotated[str, Field(pattern=r"^[^:,]+:[^:,]+(:[^:,]+)?$")], ...] = ()  # SOURCE:TARGET, more of them
+    options: tuple[str, ...] = ()  # further ones, of that command
+
+
 class Profile(BaseModel):
     """What is asked of a cluster for each job."""
 
@@ -94,6 +105,8 @@ class Profile(BaseModel):
     max_failures: Count = 2  # of a cell, before it counts as failed
     # Where a job finds things
     setup: tuple[str, ...] = ()
+    python: Text | None = None  # on the nodes, or in the container; none: the one that launches, or python3
+    container: Container | None = None
     options: dict[str, str | int | bool] = {}
     srun_options: tuple[str, ...] = ()
     runs: Text | None = None
@@ -233,6 +246,9 @@ def _as_written(options: dict[str, str | int | bool], document: Document, key: s
 def warnings(cluster: Cluster) -> list[str]:
     """What is allowed, but will not go well."""
     profile, found = cluster.profile, []
+    if profile.container and profile.container.image.startswith("/") and not os.path.exists(profile.container.image):
+        image = profile.container.image
+        found.append(f"container: the image {image} is not there on this machine  [{cluster.at('container')}]")
     limit = profile.time_limit * 60
     if limit < profile.checkpoint_minutes * 60 + profile.grace:
         found.append(

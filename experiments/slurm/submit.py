@@ -12,7 +12,6 @@ import io
 import math
 import os
 import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from experiments.runs import slurm_environment
 from experiments.runs.folder import is_process_alive
 from experiments.slurm import commands
 from experiments.slurm.commands import Job, SlurmError
+from experiments.slurm.container import start
 from experiments.slurm.job.first_task import work
 from experiments.slurm.launch import Launch, LaunchCell, Round, all_launches
 from experiments.slurm.queue import FOLLOW_UP, jobs_of
@@ -248,7 +248,8 @@ def num_tasks(launch: Launch, cells: Sequence[LaunchCell]) -> int:
 
 def _workers(launch: Launch, ranks: int, at_once: int = 1) -> submitit.SlurmExecutor:
     profile = launch.cluster.profile
-    executor = _executor(launch)
+    starting = start(profile, launch.path, launch.folders if profile.container else ())
+    executor = _executor(launch, starting.command)
     executor.update_parameters(
         job_name=launch.id,
         nodes=profile.nodes,
@@ -258,7 +259,10 @@ def _workers(launch: Launch, ranks: int, at_once: int = 1) -> submitit.SlurmExec
         array_parallelism=at_once,
         signal_delay_s=profile.grace,
         # srun does not inherit --cpus-per-task from 22.05 to 23.11.
-        srun_args=[f"--cpus-per-task={profile.cpus_per_task}", "--kill-on-bad-exit=1", *profile.srun_options],
+        srun_args=[
+            *(f"--cpus-per-task={profile.cpus_per_task}", "--kill-on-bad-exit=1"),
+            *(*starting.srun_options, *profile.srun_options),
+        ],
         additional_parameters={"hold": True, "requeue": True, "chdir": launch.path, **_flags(profile.options)},
         **_given(
             partition=profile.partition,
@@ -297,7 +301,9 @@ def submit_probe(
 def _submit_follow_up(launch: Launch, follow_up: FollowUp, jobs: Sequence[str], **when: str) -> str:
     when = when or {"dependency": f"afterany:{':'.join(jobs)}"}
     profile = launch.cluster.profile
-    executor = _executor(launch)
+    # It calls SLURM's commands, so it stays outside of a container.
+    outside = profile.model_copy(update={"container": None, "python": None if profile.container else profile.python})
+    executor = _executor(launch, start(outside, launch.path, ()).command)
     executor.update_parameters(
         job_name=launch.id + FOLLOW_UP,
         nodes=1,
@@ -333,11 +339,8 @@ def _coming_back(launch: Launch) -> list[str]:
     ]
 
 
-def _executor(launch: Launch) -> submitit.SlurmExecutor:
-    # Until work() sees to them, TERM and USR2 must not kill the interpreter: a job that ends by itself while it is
-    # being preempted is not queued again.
-    guard = 'trap \'\' TERM USR2; exec "$0" "$@"'
-    executor = _Executor(launch.path / "jobs", python=f"bash -c {shlex.quote(guard)} {shlex.quote(sys.executable)}")
+def _executor(launch: Launch, python: str) -> submitit.SlurmExecutor:
+    executor = _Executor(launch.path / "jobs", python=python)
     executor.update_parameters(
         stderr_to_stdout=True,
         wckey=None,

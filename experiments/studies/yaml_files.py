@@ -110,12 +110,15 @@ def parse_model(
         problems: dict[tuple[str, ...], str] = {}
         for item in error.errors():
             found = (*keys, *(str(part) for part in item["loc"]))
+            missing = found[-1:] if item["type"] == "missing" else ()  # it has no line
+            found = found[: len(found) - len(missing)]
             while found and found not in document.lines and len(found) > len(keys) + 1:  # a branch of a union
                 found = found[:-1]
+            found += missing
             if item["type"] == "extra_forbidden":
                 known = known_keys(found[:-1])
                 problem = f"no such key{nearest(found[-1], known)} (known here: {', '.join(known)})"
-            elif item["type"] == "missing":
+            elif missing:
                 problem = "is missing"
             else:
                 text = WANTED.get(item["type"], item["msg"].removeprefix("Value error, "))

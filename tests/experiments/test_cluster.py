@@ -44,7 +44,10 @@ CELL = ["--scale", "smoke", "--set", "data.num_train=320", "--set", "evaluation.
 def test_the_examples_are_profiles_with_a_word_on_what_they_are(name: str) -> None:
     cluster = load_cluster(name)
     assert cluster.profile.description
-    assert warnings(cluster) == []
+    image = cluster.profile.container.image if cluster.profile.container else ""
+    assert warnings(cluster) == (
+        [f"container: the image {image} is not there on this machine  [{cluster.at('container')}]"] if image else []
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,9 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         ("nodes: 2\ncells_per_gpu: 2", "cells_per_gpu: must be 1, not 2, where 2 tasks train each cell together.*:2]"),
         ("device: cuda\ngpus_per_task: 0", "device: cuda needs gpus_per_task.*:1]"),
         ("cells_per_gpu: 8\ncpus_per_task: 4", "cpus_per_task: 4 must be at least the 8 cells.*:2]"),
+        ("container: {kind: docker, image: a}", "container.kind: 'docker' is not allowed.*apptainer.*pyxis.*:1]"),
+        ("container: {kind: pyxis}", "container.image: .*:1]"),
+        ("container: {kind: pyxis, image: a, mounts: [/a]}", "container.mounts.*'/a' is not allowed.*:1]"),
         ("partition: a\npartition: b", ":2: partition is set a second time"),
         ("- a", "a YAML mapping"),
     ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -387,6 +388,8 @@ class FirstTask(JobTask):
 
     def queue_again(self) -> None:
         """Ask to be started again, and wait for the kill. Not for a job that somebody cancels: that would revive it."""
+        if shutil.which("scontrol") is None:  # as in a container
+            return say("cannot be queued again without SLURM's commands; the follow-up submits what it leaves")
         deadline = time.monotonic() + KILL_SECONDS
         asked = False
         while time.monotonic() < deadline:
