@@ -34,13 +34,14 @@ from commands.options import (
     studies_named,
 )
 from experiments.runs.states import ENDED
+from simsiam.errors import SettingsError
 
 if TYPE_CHECKING:
     from analysis.report.one_study import ReportFiles
     from analysis.report.page import Live
     from analysis.verdicts.verdicts import Verdict
     from experiments.plan import Plan
-    from experiments.studies.study import Study
+    from experiments.studies.study import Scale, Study
 
 WATCH_SECONDS = 30
 Watch = Annotated[
@@ -72,8 +73,8 @@ def report(
     """Verdicts, figures (PDF, SVG, PNG), table (Markdown, LaTeX, CSV) and page of a study; also while it is running.
 
     No report takes the place of another: scale, --set, --runs and the study's file are told apart by the folder's name.
-    With `all`: a page for each study that ships, and an index page. With `--watch`: made anew until all runs have
-    ended; Ctrl-C ends it before.
+    With `all`: a page for each study that ships, and an index page. With `paper`: the paper's tables in their own form,
+    ours beside each number, on one page. With `--watch`: made anew until all runs have ended; Ctrl-C ends it before.
     """
     from analysis.report import shelf
     from analysis.report.all_studies import markdown as document
@@ -82,7 +83,9 @@ def report(
     from experiments.studies.study import default_scale
     from simsiam.record.atomic_files import write_atomically
 
-    chosen, whole = scale_named(scale), study == "all"
+    chosen, whole, tables = scale_named(scale), study == "all", study == "paper"
+    if tables and watch:
+        raise SettingsError("watch: is not there for the paper's tables; `report all --watch` is  [--watch]")
     command = f"python {shlex.join(['run_ablation.py', *sys.argv[1:]])}"
     own_place = out is not None and not whole
     folder = out or Path("reports")
@@ -90,6 +93,9 @@ def report(
     other_scale = "" if chosen.name == default_scale() else chosen.name
     end = shelf.ending(other_scale, None if runs == usual else runs, set_ or ())
     index = folder / f"index{end}.html"
+    if tables:
+        where = out or folder / f"paper{end}"
+        return _report_tables(chosen, seeds, set_, runs, data, where, command, markdown)
     wanted = dict[Path, shelf.Subject]()
     for loaded in studies_named(study):
         subject = shelf.Subject(loaded, chosen.name, runs, tuple(set_ or ()))
@@ -126,6 +132,40 @@ def report(
             say(f"Document: {markdown.absolute()}")
     except OSError as error:
         raise StoreError(f"{error.filename or folder}: the report cannot be made ({error.strerror})") from None
+
+
+def _report_tables(
+    scale: Scale,
+    seeds: str | None,
+    overrides: list[str] | None,
+    runs: Path,
+    data: Path,
+    folder: Path,
+    command: str,
+    markdown: Path | None,
+) -> None:
+    from analysis.report import paper_tables
+    from analysis.report.in_words import no_results
+    from analysis.report.one_study import gather, report_variants
+    from experiments.runs.folder import StoreError
+    from experiments.studies.study import load_study, seeds_from_text
+
+    plans = [plan_for([load_study(name)], scale, seeds, overrides, runs, data) for name in paper_tables.studies()]
+    require_runs(plans, "report on")
+    asked = None if seeds is None else seeds_from_text(seeds)
+    results = {}
+    for made in plans:
+        (study,) = made.studies
+        results[study.name] = paper_tables.StudyResults(study, gather(report_variants(study, made, asked), runs)[1])
+    images = (str(name) for each in results.values() for name in each.runs["data.name"])
+    try:
+        page = paper_tables.write(
+            results, scale, folder, command=command, no_results=no_results(scale.name, images), markdown=markdown
+        )
+    except OSError as error:
+        raise StoreError(f"{error.filename or folder}: the report cannot be made ({error.strerror})") from None
+    for path in (page, *([markdown] if markdown else [])):
+        say(f"{'Page' if path == page else 'Document'}: {path.absolute()}")
 
 
 def _watch(make: Callable[[Live], list[ReportFiles]], pages: list[Path]) -> None:
