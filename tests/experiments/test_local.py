@@ -207,7 +207,7 @@ def test_threads_of_the_first_start_are_kept(command: Command, tmp_path: Path) -
     for path in (tmp_path / "runs").glob("*/provenance.json"):
         content = json.loads(path.read_text())
         assert content["attempts"][0]["threads"] == num_cores()
-        assert set(content["references"]) == {"raw_pixels", "chance"}
+        assert set(content["references"]) == {"raw_pixels", "raw_pixels_linear", "chance"}
         assert content["attempts"][0]["versions"]["torch"]
 
 

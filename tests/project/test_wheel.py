@@ -43,7 +43,7 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel: Path) -> None:
         path.relative_to(ROOT).as_posix()
         for name in PACKAGES
         for path in (ROOT / name).rglob("*")
-        if path.suffix in (".py", ".yaml", ".json", ".jinja")
+        if path.suffix in (".py", ".yaml", ".json", ".jinja", ".def")
     }
     with zipfile.ZipFile(wheel) as opened:
         held = {name for name in opened.namelist() if ".dist-info/" not in name}
