@@ -31,8 +31,12 @@ demo:
 	$(RUN) demo
 	@echo "More: source $(BIN)/activate, then python run_ablation.py list"
 
+# The tests of a file run in one process, files side by side: WORKERS=1 for one after another.
+WORKERS  ?= auto
+PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadfile
+
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-cluster: $(VENV)/installed-dev
 	ABLATION_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster -v
@@ -51,7 +55,7 @@ test-lowest:
 	$(PYTHON) -m venv .venv-lowest
 	$(PYTHON) tests/lowest.py > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
-	.venv-lowest/bin/python -m pytest
+	.venv-lowest/bin/python -m pytest $(PARALLEL)
 
 # The documentation as a site, in site/; a warning is an error, and links and anchors are checked.
 docs: $(VENV)/installed-docs
@@ -70,12 +74,12 @@ schemas: $(VENV)/installed
 # chooses. One that fails does not keep the others from being tested.
 PYTHONS ?= 3.10 3.11 3.12 3.13 3.14
 test-pythons:
-	@failed=; for version in $(PYTHONS); do \
+	@export PYENV_VERSION=$$(pyenv versions --bare 2>/dev/null | paste -sd: -); failed=; for version in $(PYTHONS); do \
 	  python$$version -c '' 2>/dev/null || { echo "Python $$version: not installed here"; continue; }; \
 	  echo "Python $$version"; \
 	  { python$$version -m venv .venv-$$version && \
 	    .venv-$$version/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' && \
-	    .venv-$$version/bin/python -m pytest $(TESTS); } || failed="$$failed $$version"; \
+	    .venv-$$version/bin/python -m pytest $(PARALLEL) $(TESTS); } || failed="$$failed $$version"; \
 	done; test -z "$$failed" || { echo "failed on Python$$failed"; exit 1; }
 
 # Exact versions with hashes, newest first, within the ranges of pyproject.toml; keeps the head of the file.
