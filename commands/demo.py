@@ -17,12 +17,24 @@ def demo(runs: Runs = DEFAULT_RUNS, data: Data = DEFAULT_DATA, jobs: Jobs = None
     """Train and report the study of Figure 2, with and without stop-gradient, on CIFAR-10 or else Fashion-MNIST.
 
     CIFAR-10 is taken from the image folder DATA/cifar10/{train,test}/CLASS/, or downloaded; where neither can be,
-    Fashion-MNIST takes its place, at a scale of its own. Stop it at any time: the same command goes on from there.
+    Fashion-MNIST takes its place, at a scale of its own. Precision is bfloat16 where the processor has it. Stop it at
+    any time: the same command goes on from there.
     """
     scale, settings, why = images(data)
     say(why)
+    if computes_in_bfloat16():
+        settings = [*settings, "precision=bfloat16"]
+        say("Precision: bfloat16, which this processor computes in; about a quarter quicker than float32.")
     run(STUDY, runs, data, scale, settings, SEEDS, jobs=jobs)
     report(STUDY, runs, data, scale, settings, SEEDS)
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16, as far as this torch can tell."""
+    import torch
+
+    known = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def images(data: Path) -> tuple[str, list[str], str]:

@@ -42,3 +42,19 @@ def test_prepared_cifar10_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     scale, settings, why = demo.images(tmp_path)
     assert (scale, settings) == ("cpu", [])
     assert "CIFAR-10" in why
+
+
+@pytest.mark.parametrize(
+    ("known", "computes"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)]
+)
+def test_bfloat16_is_chosen_where_the_processor_has_it(
+    known: dict[str, bool], computes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: known, raising=False)
+    assert demo.computes_in_bfloat16() is computes
+    asked: list[list[str]] = []
+    monkeypatch.setattr(demo, "images", lambda data: ("smoke", ["epochs=1"], ""))
+    monkeypatch.setattr(demo, "run", lambda study, runs, data, scale, settings, seeds, jobs: asked.append(settings))
+    monkeypatch.setattr(demo, "report", lambda study, runs, data, scale, settings, seeds: asked.append(settings))
+    demo.demo()
+    assert asked == [["epochs=1", *(["precision=bfloat16"] if computes else [])]] * 2
