@@ -59,3 +59,8 @@ def escape_markdown(text: str) -> str:
     for character in r"\`*_[]<>|":
         text = text.replace(character, f"\\{character}")
     return text.replace("\n", " ")
+
+
+def percent_range(low: float, high: float) -> str:
+    """``82.1 %``, or ``80.0 to 82.1 %`` where runs differ."""
+    return f"{low:.1f} %" if high - low < 0.05 else f"{low:.1f} to {high:.1f} %"

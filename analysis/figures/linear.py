@@ -19,12 +19,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.figures import style
+from analysis.figures.drawing import Drawing, absent, lines_and_bands
 from analysis.figures.fonts import use_fonts_for
 from analysis.figures.groups import Group, make_groups, points_by_run
 from analysis.figures.layout import legend_columns, spread
 from analysis.figures.training import draw_panel
 from analysis.frames.load import counts
 from analysis.frames.run_files import is_number, read_object
+from experiments.studies.figures import Linear
 
 OWN = "logistic"  # the protocol by which runs evaluate themselves at their end
 Numbers = dict[str, dict[str, list[float]]]  # by protocol, by label of the group: top-1 (percent), one a seed
@@ -121,3 +123,40 @@ def _draw_numbers(ax: Axes, columns: Mapping[str, Mapping[str, list[float]]], gr
     ax.set_xlim(-0.4, len(columns) - 0.4)
     ax.set_xticks(range(len(columns)), list(columns))
     ax.set_ylabel("linear top-1 (%)")
+
+
+# --- in a report -------------------------------------------------------------------------------------------------
+
+
+def drawing(figure: Linear, points: pd.DataFrame, runs: pd.DataFrame, paper: Mapping[str, float]) -> Drawing:
+    """The figure of a study's runs, in words and as it is drawn."""
+    heading = "kNN accuracy over training, and linear evaluation"
+    present = [name for name in runs["variant"].cat.categories if (runs["variant"] == name).any()]
+    known = {name: paper[name] for name in present if name in paper}
+    numbers = linear_numbers(runs)
+    if not len(points) and not numbers:
+        return absent(figure, heading, runs, "no run has logged anything yet")
+    caption = "kNN top-1 accuracy against epochs, with its reference lines. "
+    if numbers or known:
+        caption += "Beside it top-1 of linear classifiers on the frozen features: "
+        ours = [
+            "ours by logistic regression at the end of training" if name == OWN else f"ours by the protocol {name}"
+            for name in numbers
+        ]
+        caption += ", ".join([*ours, *(["the paper's"] if known else [])]) + ". "
+    if known:
+        caption += "The paper's are of its own data and network: compare the order, not the numbers. "
+    if not numbers:
+        caption += "No run has been evaluated yet: the command `evaluate` does. "
+    caption += lines_and_bands(runs[runs["run"].isin(points["run"])])
+    words = [
+        f"{name}, {label} {np.mean(values):.1f} %" for name, found in numbers.items() for label, values in found.items()
+    ]
+    words += [f"paper, {label} {top1:g} %" for label, top1 in known.items()]
+    return Drawing(
+        figure.name,
+        heading,
+        caption,
+        f"kNN accuracy over epochs. Linear top-1: {'; '.join(words) or 'not evaluated'}.",
+        draw=lambda width: plot_linear(points, runs, "variant", paper=known, width=width),
+    )

@@ -11,7 +11,7 @@ PCA, not t-SNE: it has no seed and no settings, distances are not invented, and 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from analysis.figures import style
+from analysis.figures.drawing import NOT_LOGGED, Drawing, absent, without
 from analysis.figures.groups import column_of, make_groups
 from analysis.figures.layout import is_outer, legend_columns, make_panels
 from analysis.frames.load import counted_or_all
+from experiments.studies.figures import Map
 from simsiam.record.catalogue import COLLAPSED_BELOW
 
 MOST_CLASSES = 10  # that have a look of their own; the points of the others are grey
@@ -181,3 +183,40 @@ def _draw(ax: Axes, projection: Projection, labels: NDArray[np.int64], known: li
     shares = ["" if projection.is_collapsed else f" ({100 * share:.0f} %)" for share in projection.shares]
     ax.set_xlabel(f"axis 1{shares[0]}")
     ax.set_ylabel(f"axis 2{shares[1]}")
+
+
+# --- in a report -------------------------------------------------------------------------------------------------
+
+
+def drawing(figure: Map, points: pd.DataFrame, runs: pd.DataFrame, paper: Mapping[str, float]) -> Drawing:
+    """The figure of a study's runs, in words and as it is drawn."""
+    heading = "z of held-out images in two dimensions"
+    chosen = chosen_runs(runs, "variant")
+    if not chosen:
+        return absent(figure, heading, runs, f"none of its runs has embeddings.npz: {NOT_LOGGED}")
+    seeds = ", ".join(f"{label} seed {run['seed']}" for label, run, _ in chosen)
+    counts = sorted({len(embeddings.z) for _, _, embeddings in chosen})
+    caption = (
+        f"z/|z| of {' or '.join(f'{count:,}' for count in counts)} held-out images at the last evaluation, on its two "
+        "main axes (PCA of each run by itself; percent of the variance on each, unless z has collapsed), by class. "
+        "All panels have one scale, so a collapse is a dot. In "
+        "each panel stands the variance of z/|z|, the sum over channels: 0 for a constant, at most 1. The classes "
+        f"overlap in two dimensions more than in all of them. One run a variant: {seeds}."
+    )
+    classes, of = max((len(np.unique(one.labels)), one.num_classes) for _, _, one in chosen)
+    if classes < of:
+        caption += (
+            f" They are the first images of their data set, which is in order of class: {classes} of {of} classes."
+        )
+    words = []
+    for label, _, embeddings in chosen:
+        one = project(embeddings.z)
+        share = "collapsed" if one.is_collapsed else f"{100 * sum(one.shares):.0f} % of it on the two axes"
+        words.append(f"{label}: variance {one.variance:.2g}, {share}")
+    return Drawing(
+        figure.name,
+        heading,
+        caption + without(runs, [label for label, _, _ in chosen]),
+        f"Points of held-out images on two axes, a panel for each variant. {'; '.join(words)}.",
+        draw=lambda width: draw_map(chosen, width),
+    )

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +24,12 @@ from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
 
 from analysis.figures import style
+from analysis.figures.drawing import NOT_LOGGED, Drawing, absent, seeds_of, without
 from analysis.figures.groups import Group, column_of, make_groups
 from analysis.figures.layout import is_outer, make_panels
 from analysis.frames.load import counted_or_all
 from analysis.frames.run_files import is_number, read_with
+from experiments.studies.figures import Spectrum
 from simsiam.record.catalogue import spectrum_ranks
 
 MOST_LINES = 5  # of a variant: more evaluations than that are thinned out evenly, the first and the last stay
@@ -165,3 +167,34 @@ def geometric_mean(rows: Values) -> Values:
 def _colours() -> Colormap:
     """Light blue to black: its lightness alone tells early from late, so that it can be read in grey."""
     return LinearSegmentedColormap.from_list("training", ["#8FC9EE", "#0072B2", "#00263B"])
+
+
+# --- in a report -------------------------------------------------------------------------------------------------
+
+
+def drawing(figure: Spectrum, points: pd.DataFrame, runs: pd.DataFrame, paper: Mapping[str, float]) -> Drawing:
+    """The figure of a study's runs, in words and as it is drawn."""
+    heading = "Singular values of z over training"
+    panels = spectra_by_group(runs, "variant")
+    spectra = {group.label: found for group, found in panels}
+    if not spectra:
+        return absent(figure, heading, runs, f"none of its runs logged a spectrum: {NOT_LOGGED}")
+    caption = (
+        "Singular values of the centred z/|z| (over √N, N held-out images) by rank, both axes by logarithm; light "
+        "lines are early, dark ones late. An isotropic z has 1/√d at each rank; a drop shows directions not used. "
+        f"Geometric means over {seeds_of([len(found) for found in spectra.values()])}, of the last evaluation with a "
+        f"band from the lowest to the highest where there are several. What is below {LOWEST:.0e} is rounding, "
+        "and is not drawn; in a mean it counts as that."
+    )
+    words = []
+    for name, found in spectra.items():
+        last = np.mean([one.values[-1, 0] for one in found])
+        used = np.mean([(one.ranks[one.values[-1] > 0.01 * one.values[-1].max()]).max(initial=0) for one in found])
+        words.append(f"{name} ends with a largest value of {last:.2g}, and is above 1 % of it up to rank {used:.0f}")
+    return Drawing(
+        figure.name,
+        heading,
+        caption + without(runs, spectra),
+        f"Singular values of z by rank, a panel for each variant. {'; '.join(words)}.",
+        draw=lambda width: draw_spectra(panels, width),
+    )

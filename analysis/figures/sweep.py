@@ -22,10 +22,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from analysis.figures import style
+from analysis.figures.drawing import Drawing, absent, missing, seeds_of
 from analysis.figures.fonts import use_fonts_for
 from analysis.figures.groups import method_of, methods_of
 from analysis.figures.layout import fit_accuracy, legend_columns
 from analysis.frames.load import COLLAPSE, accuracy_of, came_to, counts
+from experiments.studies.figures import Sweep
 from simsiam.record.catalogue import METRICS
 from simsiam.settings.fields import is_setting
 from simsiam.settings.identity import outside_id
@@ -246,3 +248,56 @@ def _finish(ax: Axes, ticks: Sequence[float], label: str, *, relative: bool) -> 
 
 def _factor(x: float) -> str:
     return f"1/{round(1 / x)}x" if x < 1 and math.isclose(1 / x, round(1 / x)) else f"{x:g}x"
+
+
+# --- in a report -------------------------------------------------------------------------------------------------
+
+
+def drawing(figure: Sweep, points: pd.DataFrame, runs: pd.DataFrame, paper: Mapping[str, float]) -> Drawing:
+    """The figure of a study's runs, in words and as it is drawn."""
+    label = label_of(figure.setting)
+    heading = f"Accuracy against {label}"
+    if figure.setting not in runs:
+        return absent(figure, heading, runs, "no run has settings that can be read")
+    present = set(runs["variant"].astype(str))
+    base = figure.base if figure.base in present else None  # it may be run at other scales only
+    swept = runs.assign(**{figure.setting: pd.to_numeric(runs[figure.setting], errors="coerce")})
+    swept = swept.dropna(subset=[figure.setting])
+    metric = accuracy_of(swept)
+    ended = swept[counts(swept)].dropna(subset=[f"final_{metric}"])
+    if not len(ended):
+        return absent(
+            figure,
+            heading,
+            runs,
+            "no run has ended yet" if not (swept["state"] == "done").any() else "no run has ended with a value",
+        )
+    of_variants = {name: group[f"final_{metric}"] for name, group in ended.groupby("variant", observed=True)}
+    seeds = seeds_of([*map(len, of_variants.values())])
+    caption = (
+        f"{METRICS[metric].title[0].upper()}{METRICS[metric].title[1:]} at the end of training against {label}"
+        f"{f', in multiples of that of {base}' if base else ''}; mean over {seeds}"
+    )
+    several = any(len(values) > 1 for values in of_variants.values())
+    caption += ", bars and bands from the lowest to the highest seed." if several else ": differences may be chance."
+    if came_to(ended).isin(COLLAPSE).any():
+        caption += " Hollow points are runs that collapsed."
+    if (swept["outcome"] == "diverged").any():
+        caption += " Runs that diverged are left out."
+    known = {name: top1 for name, top1 in paper.items() if name in present}
+    if known:
+        caption += (
+            " The other panel has the paper's numbers (linear evaluation of a ResNet-50 on ImageNet): another "
+            "quantity, so compare the shapes, not the heights."
+        )
+    if lacking := missing(runs, of_variants):
+        caption += f" Without a result: {', '.join(lacking)}."
+    theirs = {name: f", paper {known[name]:g} %" if name in known else "" for name in of_variants}
+    numbers = [f"{name} {values.mean():.1f} %{theirs[name]}" for name, values in of_variants.items()]
+    return Drawing(
+        figure.name,
+        heading,
+        caption,
+        f"Final {METRICS[metric].title} against {label}: {'; '.join(numbers)}.",
+        draw=lambda width: plot_sweep(swept, figure.setting, paper=known, base=base, width=width),
+    )

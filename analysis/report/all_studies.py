@@ -15,10 +15,10 @@ from urllib.parse import quote
 import pandas as pd
 
 from analysis.figures.layout import reference_values
-from analysis.formats import DASH, escape_markdown
+from analysis.formats import DASH, escape_markdown, percent_range
 from analysis.frames.load import accuracy_of, came_to
 from analysis.report import page
-from analysis.report.in_words import no_results, percent_range
+from analysis.report.in_words import no_results
 from analysis.report.one_study import ReportFiles
 from analysis.report.page import Live, write_page
 from analysis.verdicts.family import Family, family

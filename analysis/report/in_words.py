@@ -10,7 +10,7 @@ import pandas as pd
 
 from analysis.figures.groups import make_groups
 from analysis.figures.layout import reference_values
-from analysis.formats import format_estimate
+from analysis.formats import format_estimate, percent_range
 from analysis.frames.load import accuracy_of, counts, describe_state
 from analysis.verdicts.verdicts import Verdict
 from simsiam.record.catalogue import METRICS
@@ -191,51 +191,3 @@ def warnings(runs: pd.DataFrame) -> list[str]:
     if runs["git_dirty"].eq(True).any():
         found.append("Some runs were made from a checkout with uncommitted changes (see Provenance).")
     return found
-
-
-def caption(points: pd.DataFrame, runs: pd.DataFrame) -> str:
-    """What the figure shows and how it is to be read."""
-    runs_with_points = runs[runs["run"].isin(points["run"].unique())]
-    seeds = runs_with_points.groupby("variant", observed=True).size()
-    several = seeds[seeds > 1]
-    text = [
-        "Training loss, standard deviation of the normalised output z/|z| (mean over channels, in units of 1/√d: 1 for "
-        "an isotropic Gaussian z, 0 for a constant) and accuracy of a weighted kNN classifier on the backbone's "
-        "features, against epochs."
-    ]
-    if len(several):
-        least, most = int(several.min()), int(several.max())
-        count = f"{most} seeds" if most == least else f"{least} to {most} seeds"
-        text.append(f"Thick lines are means over {count}, bands reach from the lowest to the highest seed.")
-    mixed = runs.groupby("variant", observed=True)["outcome"].nunique()
-    if (seeds == 1).any() or (mixed > 1).any() or (runs["state"] != "done").any() or runs["stopped_early"].any():
-        text.append(
-            "Thin lines are single runs: alone in their variant, not come as far as the others, or of a variant whose "
-            "seeds came to different outcomes."
-        )
-    if points["diverged"].any():
-        text.append("A cross marks where a loss stopped being finite; that run is left out of the scale of the axis.")
-    lines = [f"{name} {percent_range(low, high)}" for name, (low, high), _ in reference_values(runs, "knn_top1")]
-    if lines:
-        text.append(
-            f"Grey lines (a name with an arrow: beyond the axis): {', '.join(lines)}; untrained is the mean over the "
-            "networks before their first step."
-        )
-    return " ".join(text)
-
-
-def alt_text(runs: pd.DataFrame) -> str:
-    """The figure for those who do not see it."""
-    parts = []
-    for variant in summaries(runs):
-        if variant.accuracy_text:
-            ends = f"loss {variant.loss:.2f}, std {variant.z_std_relative:.2f} / √d, kNN {variant.knn:.1f} %"
-            parts.append(f"{variant.name} ends at {ends}")
-        else:
-            parts.append(f"{variant.name} has no final values yet")
-    return "Curves over epochs of training loss, output std and kNN top-1 accuracy. " + "; ".join(parts) + "."
-
-
-def percent_range(low: float, high: float) -> str:
-    """``82.1 %``, or ``80.0 to 82.1 %`` where runs differ."""
-    return f"{low:.1f} %" if high - low < 0.05 else f"{low:.1f} to {high:.1f} %"

@@ -14,9 +14,9 @@ import pandas as pd
 
 from analysis.diagnosis.rules import diagnose_runs
 from analysis.figures import style
+from analysis.figures.drawing import Drawing, drawings
 from analysis.frames.load import load_runs
 from analysis.report import in_words, page
-from analysis.report.figures_with_captions import Drawing, drawings
 from analysis.report.page import Live
 from analysis.report.study_table import study_table
 from analysis.report.table import Table

@@ -15,11 +15,11 @@ from urllib.parse import quote
 import jinja2
 import pandas as pd
 
+from analysis.figures.drawing import Drawing
 from analysis.figures.layout import reference_values
-from analysis.formats import DASH, format_hours, format_seconds
+from analysis.formats import DASH, format_hours, format_seconds, percent_range
 from analysis.frames.load import accuracy_of, counts, describe_state, device_hours
 from analysis.report import in_words
-from analysis.report.figures_with_captions import Drawing
 from analysis.report.table import Table
 from analysis.verdicts.two_sources import Sources
 from analysis.verdicts.verdicts import Verdict
@@ -80,7 +80,7 @@ def render(
         shared=shared,
         accuracy=METRICS[accuracy_of(runs)].heading,
         references=[
-            (f"{name}, {METRICS[metric].name_in_table}", in_words.percent_range(low, high), REFERENCES[name].meaning)
+            (f"{name}, {METRICS[metric].name_in_table}", percent_range(low, high), REFERENCES[name].meaning)
             for metric in dict.fromkeys((accuracy_of(runs), "knn_top1"))
             for name, (low, high), _ in reference_values(runs, metric)
         ],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import json
 import string
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from sklearn.decomposition import PCA
 
 from analysis import load_runs, plot_linear, plot_map, plot_spectra, plot_training
 from analysis.figures import style
+from analysis.figures.drawing import drawings
 from analysis.figures.fonts import wrap
 from analysis.figures.groups import make_groups
 from analysis.figures.linear import linear_numbers
@@ -32,7 +35,7 @@ from analysis.figures.map import load_embeddings, project
 from analysis.figures.spectrum import LOWEST, geometric_mean, load_spectra
 from analysis.figures.sweep import plot_sweep
 from analysis.formats import DASH
-from analysis.report import figures_with_captions, in_words
+from analysis.report import in_words
 from analysis.report.one_study import ReportFiles, ReportVariant, gather, report
 from analysis.report.page import run_lines
 from analysis.report.study_table import estimate_entry
@@ -301,7 +304,7 @@ def test_a_seed_that_diverged_counts_nowhere(diverged: tuple[pd.DataFrame, pd.Da
     (line,) = (line for line in plot_sweep(runs, "batch_size").axes[0].lines if line.get_marker() == "o")
     assert line.get_xydata().tolist() == [[256.0, 80.0]]
     assert linear_numbers(runs) == {"logistic": {"with": [80.0]}, "features": {"with": [80.0]}}
-    drawn = {drawing.name: drawing for drawing in figures_with_captions.drawings(ALL, points, runs, {})}
+    drawn = {drawing.name: drawing for drawing in drawings(ALL, points, runs, {})}
     assert "with 80.0 %" in drawn["figure-sweep-batch-size"].alt
     assert "Runs that diverged are left out." in drawn["figure-sweep-batch-size"].caption
     assert "kNN 80.0 %" in drawn["figure"].alt
@@ -324,7 +327,7 @@ def test_where_all_seeds_diverged_the_figures_say_so(diverged: tuple[pd.DataFram
     points, runs = diverged
     runs = runs[runs["outcome"] == "diverged"]
     points = points[points["run"].isin(runs["run"])]
-    drawn = {drawing.name: drawing for drawing in figures_with_captions.drawings(ALL, points, runs, {})}
+    drawn = {drawing.name: drawing for drawing in drawings(ALL, points, runs, {})}
     assert drawn["figure-sweep-batch-size"].absent == "no run has ended with a value"
     assert "with has no final values yet" in drawn["figure"].alt
     assert "with seed 0." in drawn["figure-map"].caption, "what there is"
@@ -498,7 +501,7 @@ def test_a_variant_without_the_data_is_named(geometry: Path, tmp_path: Path) -> 
         write_geometry(write_run(tmp_path, WITH, seed), seed, rank=100)
     write_run(tmp_path, WITHOUT, 0)
     points, runs = load(tmp_path)
-    spectrum, map_ = figures_with_captions.drawings((Spectrum(kind="spectrum"), Map(kind="map")), points, runs, {})
+    spectrum, map_ = drawings((Spectrum(kind="spectrum"), Map(kind="map")), points, runs, {})
     for drawing in (spectrum, map_):
         assert drawing.caption.endswith("Not there (no such data of its runs): without.")
     assert "Geometric means over 2 seeds" in spectrum.caption
@@ -508,9 +511,17 @@ def test_the_base_of_a_sweep_may_be_run_at_other_scales_only(geometry: Path, tmp
     variant = ReportVariant("with", config_id(WITH, FINGERPRINT), PaperResult(), WITH, (0,))
     points, runs = gather([variant], geometry)
     sweep = Sweep(kind="sweep", setting="batch_size", base="8x")
-    (drawing,) = figures_with_captions.drawings((sweep,), points, runs, {"8x": 64.0})
+    (drawing,) = drawings((sweep,), points, runs, {"8x": 64.0})
     assert drawing.draw is not None
     assert drawing.draw(style.TWO_COLUMNS).axes[0].get_xlabel() == "batch size"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_of_figure_is_drawn_by_the_module_of_its_name(kind: str) -> None:
+    """So that a new kind is its model, and one module that draws it."""
+    drawing = getattr(import_module(f"analysis.figures.{kind}"), "drawing", None)
+    assert list(inspect.signature(drawing).parameters) == ["figure", "points", "runs", "paper"]
+    assert inspect.get_annotations(drawing)["figure"] == KINDS[kind].__name__
 
 
 # --- in a study's file ---------------------------------------------------------------------------------------------
