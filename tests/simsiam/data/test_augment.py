@@ -181,7 +181,7 @@ def test_blur_agrees_with_torchvision(size: int, kind: str) -> None:
     assert_near(augment.gaussian_blur(x, sigma), torch.stack(expected))
 
 
-@pytest.mark.parametrize(("size", "widest"), [(33, 0.5), (96, 2.0), (224, 2.0), (100, 9.0)])
+@pytest.mark.parametrize(("size", "widest"), [(33, 0.5), (96, 2.0), (160, 2.0), (100, 9.0)])
 def test_a_large_image_is_blurred_the_same_without_what_no_kernel_weighs(size: int, widest: float) -> None:
     sigma = torch.linspace(0.1, widest, 5)
     x = make_images("noise", len(sigma), 3, size, size) / 255
