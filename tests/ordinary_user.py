@@ -36,11 +36,16 @@ commands.app.main()
 """
 
 
-def open_to_all(tmp_path: Path) -> Path:
-    """``tmp_path``, which pytest keeps to its own user, and a folder in it where anybody may write."""
+def let_in(tmp_path: Path) -> None:
+    """Let anybody read ``tmp_path``, which pytest keeps to its own user."""
     for folder in (tmp_path, *tmp_path.parents):
         if folder in (tmp_path, tmp_path.parent) or folder.name.startswith("pytest-"):
             folder.chmod(0o755)
+
+
+def open_to_all(tmp_path: Path) -> Path:
+    """A folder in ``tmp_path`` where anybody may write."""
+    let_in(tmp_path)
     free = tmp_path / "open"
     free.mkdir()
     free.chmod(0o777)

@@ -37,6 +37,7 @@ from simsiam.data.dataset import Dataset, FileSplit, Split
 from simsiam.errors import DataError
 from simsiam.settings.fields import DataSettings
 from tests.conftest import ROOT
+from tests.ordinary_user import let_in
 
 NOBODY = 65534
 FASHION = DataSettings(name="fashion-mnist", storage="memory", image_size=28)
@@ -294,8 +295,7 @@ def test_a_folder_of_another_shape_is_explained(tmp_path, storage, break_it, mes
 
 def test_an_unreadable_folder_is_named(tmp_path):
     folder = write_images(tmp_path / "photos")
-    for place in (tmp_path, *tmp_path.parents[:2]):
-        place.chmod(0o755)
+    let_in(tmp_path)
     tmp_path.chmod(0o777)
     (folder / "train" / "dog").chmod(0)
     answer = in_child(lambda: data.prepare(folder_settings("photos"), tmp_path), user=NOBODY)
@@ -815,8 +815,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
 
 def test_a_root_that_cannot_be_written_is_named_but_can_be_read(tmp_path):
     write_images(tmp_path / "photos")
-    for place in (tmp_path, *tmp_path.parents[:2]):
-        place.chmod(0o755)
+    let_in(tmp_path)
     settings = folder_settings("photos")
     if os.getuid() != 0:
         tmp_path.chmod(0o555)
