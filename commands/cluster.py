@@ -100,8 +100,7 @@ def launch(
             say(str(other))
         if dry_run:
             todo = campaign.next_cells() if campaign else made
-            unit = "GPU hours" if chosen.profile.on_gpu else "hours"
-            return None if todo is None else _estimate(todo, launcher.preview(todo, say), unit)
+            return None if todo is None else _estimate(todo, launcher.preview(todo, say))
         launcher.check(made)
         made = with_images(made, make, say)
         check_writable(runs)
@@ -145,7 +144,7 @@ def _on_interrupt(what_stands: str) -> Iterator[None]:
         raise error if str(error) else KeyboardInterrupt(what_stands) from None
 
 
-def _estimate(made: Plan, todo: list[PlannedCell], unit: str) -> None:
+def _estimate(made: Plan, todo: list[PlannedCell]) -> None:
     """What the cells of a dry run will cost."""
     from experiments.plan import estimate
 
@@ -159,7 +158,7 @@ def _estimate(made: Plan, todo: list[PlannedCell], unit: str) -> None:
     seconds, size = sum(item.seconds for item in estimates), sum(item.bytes for item in estimates)
     longest = about(max(item.seconds for item in estimates))
     say(
-        f"{count(len(todo), 'cell')}: about {seconds / 3600:,.1f} {unit} if each had {made.scale.speed.device}; the"
+        f"{count(len(todo), 'cell')}: about {seconds / 3600:,.2g} hours if each had {made.scale.speed.device}; the"
         f" longest cell about {longest}."
     )
     files = count(FILES_PER_RUN * len(todo) + 100, "file")

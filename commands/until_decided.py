@@ -96,10 +96,15 @@ class Need:
         if self.gives_up:
             return f"{name}: {self.gives_up}."
         chance = "" if self.chance is None else f", with a chance of {100 * self.chance:.0f} % within the limits"
-        decides = f"about {self.seeds} seeds" if self.seeds is not None else "more seeds than may be had"
+        if self.seeds is None:
+            decides = "more seeds than may be had"
+        elif self.seeds > self.most_seeds:  # the cells beyond are not planned, so what they take is not known
+            decides = f"about {self.seeds} seeds, more than the {self.most_seeds} of --max-seeds"
+        else:
+            decides = f"about {self.seeds} seeds, {self.hours_to_decide:.2g} h"
         return (
             f"{name}: next look at {self.look} seeds, {count(len(self.cells), 'run')}, {self.hours:.2g} h; deciding it"
-            f" takes {decides}, {self.hours_to_decide:.2g} h{chance}."
+            f" takes {decides}{chance}."
         )
 
 

@@ -160,7 +160,7 @@ def _outlook(rows: Sequence[CellStatus], *, asked: bool) -> Iterator[str]:
     if open_rows and not adrift:
         yield "It goes on by itself."
     elif open_rows:
-        what = "Nothing is queued" if asked and adrift == len(open_rows) else f"No job is known for {adrift:,}"
-        yield f"{what}: `launch` again, or `run`, trains what is left."
+        what = "Nothing is queued" if asked and adrift == len(open_rows) else f"Nothing trains {adrift:,} of them now"
+        yield f"{what}: `run`, or `launch` again, trains what is left."
     elif failed:
         yield "All others are done. `launch` again, or `run --retry-failed`, takes up what has failed."

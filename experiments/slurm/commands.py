@@ -62,6 +62,11 @@ def call(command: Sequence[str], timeout: float = TIMEOUT, *, given: str | None 
         raise SlurmError(f"{command[0]}: SLURM's controller did not answer within {timeout:.0f} s") from None
     if done.returncode != 0:
         message = " ".join((done.stderr or done.stdout).split())
+        if "resolve_ctls" in message or "fetch_config" in message:
+            raise SlurmError(
+                f"{command[0]}: SLURM's commands are here, but they know of no cluster: this is no login node, or"
+                " SLURM_CONF is not set"
+            )
         raise SlurmError(message or f"{' '.join(command)}: exit code {done.returncode}")
     return done.stdout + (done.stderr if given is not None else "")
 

@@ -58,6 +58,13 @@ def memory_from(value: Any) -> Any:
     return value
 
 
+def mount_from(value: Any) -> Any:
+    """A mount as the containers' commands take it."""
+    if not isinstance(value, str) or not re.fullmatch(r"/[^:,]*:/[^:,]*(:[^:,]+)?", value):
+        raise ValueError("must be /SOURCE:/TARGET, two absolute paths without commas")
+    return value
+
+
 def one_of_many(value: Any) -> Any:
     """A list of partitions as SLURM writes it."""
     return ",".join(map(str, value)) if isinstance(value, list | tuple) and value else value
@@ -74,7 +81,7 @@ class Container(BaseModel):
 
     kind: Literal["apptainer", "pyxis", "enroot"]
     image: Text  # as apptainer exec, srun --container-image or enroot start takes it
-    mounts: tuple[Annotated[str, Field(pattern=r"^[^:,]+:[^:,]+(:[^:,]+)?$")], ...] = ()  # SOURCE:TARGET, more of them
+    mounts: tuple[Annotated[str, BeforeValidator(mount_from)], ...] = ()  # /SOURCE:/TARGET
     options: tuple[str, ...] = ()  # further ones, of that command
 
 
@@ -194,7 +201,7 @@ def load_cluster(name: str) -> Cluster:
                 f"{nearest(name, cluster_names())}  [--cluster]"
             )
     document = read(path)
-    profile = parse_model(Profile, document, lambda keys: [] if keys else list(Profile.model_fields))
+    profile = parse_model(Profile, document, lambda keys: list((Container if keys else Profile).model_fields))
     as_written = {key: _as_written(getattr(profile, key), document, key) for key in ("options", "follow_up_options")}
     cluster = Cluster(path.stem, profile.model_copy(update=as_written), document)
     profile = cluster.profile

@@ -94,6 +94,15 @@ def test_the_budget_and_the_most_seeds_are_kept(study: Path, capsys: pytest.Capt
     assert "needs more than the 4 seeds of --max-seeds" in capsys.readouterr().out
 
 
+def test_what_lies_beyond_the_limit_has_no_price(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The cells up to the limit are not those that decide it, so their hours are not its price."""
+    limited = campaign(study, Limits(seeds=3))
+    first = limited.next_cells()
+    assert first is not None
+    lines = [line for line in capsys.readouterr().out.split("\n\n")[0].split(". ") if "edge" in line]
+    assert "about 8 seeds, more than the 3 of --max-seeds" in " ".join(" ".join(lines).split())
+
+
 def test_plan_until_decided(command: Command, study: Path) -> None:
     done = command("plan", str(study), "--scale", "smoke", "--until-decided", "--json")
     assert done.returncode == 0, done.stderr

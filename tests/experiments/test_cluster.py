@@ -18,6 +18,7 @@ from experiments.runs import slurm_environment
 from experiments.runs.folder import DEAD_AFTER, Heartbeats, RunFolder, own_job
 from experiments.runs.states import State
 from experiments.slurm import commands
+from experiments.slurm.commands import SlurmError
 from experiments.slurm.job.first_task import in_order
 from experiments.slurm.job.follow_up import end_round
 from experiments.slurm.job.node import copy_images
@@ -92,7 +93,11 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         ("cells_per_gpu: 8\ncpus_per_task: 4", "cpus_per_task: 4 must be at least the 8 cells.*:2]"),
         ("container: {kind: docker, image: a}", "container.kind: 'docker' is not allowed.*apptainer.*pyxis.*:1]"),
         ("container: {kind: pyxis}", "container.image: .*:1]"),
-        ("container: {kind: pyxis, image: a, mounts: [/a]}", "container.mounts.*'/a' is not allowed.*:1]"),
+        (
+            "container: {kind: pyxis, image: a, mounts: [/a]}",
+            "container.mounts.*'/a' is not allowed: must be /SOURCE.*:1]",
+        ),
+        ("container: {kind: pyxis, image: a, mount: []}", "container.mount: no such key; did you mean 'mounts'.*:1]"),
         ("partition: a\npartition: b", ":2: partition is set a second time"),
         ("- a", "a YAML mapping"),
     ],
@@ -125,6 +130,21 @@ def test_a_place_for_runs_that_slurm_would_read_otherwise(command: Command, tmp_
     done = command("launch", "stop-gradient", *CELL, "--cluster", "c.yaml", "--runs", "100%A")
     assert done.returncode == 2
     assert "100%A must not hold a %" in done.stderr
+
+
+def test_commands_without_a_cluster_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What SLURM 22's squeue prints where it is installed and nothing is configured."""
+    squeue = tmp_path / "squeue"
+    squeue.write_text(
+        "#!/bin/sh\necho 'squeue: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host' >&2\n"
+        "echo 'squeue: error: fetch_config: DNS SRV lookup failed' >&2\nexit 1\n"
+    )
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(SlurmError) as error:
+        commands.my_jobs()
+    assert "they know of no cluster" in str(error.value)
+    assert "SRV" not in str(error.value)
 
 
 def test_an_unknown_cluster_names_the_nearest() -> None:
@@ -517,7 +537,7 @@ def test_a_summary_says_what_waits_what_failed_and_what_to_do(
     (failed,) = [line for line in shown if line.startswith("failed")]  # of one kind, whatever their numbers
     assert failed.startswith("failed: 3 of this kind: RuntimeError: out of memory, 0 MiB of /dev/0  [cell 1: ")
     assert shown[-1] == "It goes on by itself."
-    assert lines()[-1] == "Nothing is queued: `launch` again, or `run`, trains what is left."
+    assert lines()[-1] == "Nothing is queued: `run`, or `launch` again, trains what is left."
 
 
 def test_a_user_is_told_once_of_each_event(tmp_path: Path) -> None:
