@@ -60,4 +60,8 @@ def unpack(
     """Write the runs of an archive into the folder of runs, where they count as done; what is there is kept."""
     from experiments.runs.archive import unpack as write
 
-    say(f"{runs}/: {count(write(file, runs), 'run')} of {file}.")
+    made = write(file, runs)
+    there = f"; {len(made.kept)} were there already" if made.kept else ""
+    say(f"{runs}/: {count(len(made.written), 'run')} written of {file}{there}.")
+    for run in made.in_the_way:
+        say(f"{runs / run} is there without a result, and was left alone: this run was not written.")

@@ -181,7 +181,11 @@ def _try_own_parts(made: Plan, *, before_data: bool) -> None:
 
         for each in own:
             grey = each.data.name == "fashion-mnist"
-            try_own_parts(each, (1 if grey else 3) if before_data else load(each.data, made.data).num_channels)
+            try:
+                try_own_parts(each, (1 if grey else 3) if before_data else load(each.data, made.data).num_channels)
+            except SystemExit as end:
+                parts = ", ".join(f"{path} = {part}" for path, part in own_parts(each).items())
+                raise SettingsError(f"a part of one's own ends the program (exit code {end.code}): {parts}") from None
 
 
 def other_code_of(made: Plan) -> OtherCode | None:

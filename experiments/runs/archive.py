@@ -11,12 +11,14 @@ import hashlib
 import io
 import json
 import lzma
+import os
+import re
 import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from experiments.runs.folder import StoreError, read_json
 
@@ -25,6 +27,8 @@ MANIFEST = "manifest.json"
 KEPT = ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "state.json")
 EMBEDDINGS = "embeddings.npz"  # a megabyte a run, which only maps of z are drawn from
 MOST_BYTES = 2**28  # of one file that is read back
+MOST_BYTES_IN_ALL = 2**33
+RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,18 @@ class Packed:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Unpacked:
+    """What became of the runs of an archive, by their names."""
+
+    written: tuple[str, ...]
+    kept: tuple[str, ...]  # were there already, with a result
+    in_the_way: tuple[str, ...]  # something of that name was there that has none
+
+
 def pack(runs: Path, archive: Path, *, with_embeddings: bool = False) -> Packed:
     """Write every ended run of a folder into ``archive``, which must not exist. Raises StoreError."""
-    if archive.exists():
+    if os.path.lexists(archive):
         raise StoreError(f"{archive}: is there already, and is not overwritten")
     folders = sorted(path.parent for path in runs.glob("*/config.yaml"))
     ended = [folder for folder in folders if read_json(folder / "result.json") is not None]
@@ -66,18 +79,18 @@ def pack(runs: Path, archive: Path, *, with_embeddings: bool = False) -> Packed:
     return Packed(len(ended), len(folders) - len(ended), archive.stat().st_size)
 
 
-def unpack(archive: Path, runs: Path) -> int:
-    """Write the runs of an archive into a folder of runs, each at once, and say how many they are.
+def unpack(archive: Path, runs: Path) -> Unpacked:
+    """Write the runs of an archive into a folder of runs, each at once.
 
-    A run that is there already is kept as it is. Raises StoreError for what is no archive of runs, or is damaged; all
-    of it is looked at before anything is written.
+    What is there already of a run's name is kept as it is. Raises StoreError for what is no archive of runs, or is
+    damaged; all of it is looked at before anything is written.
     """
     for _ in _runs_of(archive):
         pass
-    num = 0
+    written, kept, in_the_way = list[str](), list[str](), list[str]()
     for run, files in _runs_of(archive):
-        num += 1
-        if (runs / run).exists():
+        if os.path.lexists(runs / run):
+            (in_the_way if read_json(runs / run / "result.json") is None else kept).append(run)
             continue
         runs.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unpack-", dir=runs) as place:
@@ -86,7 +99,8 @@ def unpack(archive: Path, runs: Path) -> int:
             for name, content in files.items():
                 (folder / name).write_bytes(content)
             folder.rename(runs / run)
-    return num
+        written.append(run)
+    return Unpacked(tuple(written), tuple(kept), tuple(in_the_way))
 
 
 def _runs_of(archive: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -97,13 +111,17 @@ def _runs_of(archive: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
             first = next(members, None)
             if first is None or first.name != MANIFEST:
                 raise StoreError(f"{archive}: is no archive of runs (it does not begin with {MANIFEST})")
-            wanted = _files_of(json.loads(_read(tar, first)), archive)
+            wanted = _files_of(json.loads(_read(tar, first, archive)), archive)
             read = dict[str, dict[str, bytes]]()  # of runs whose files are not all there yet
+            in_all = 0
             for member in members:
                 run, _, name = member.name.partition("/")
                 if name not in wanted.get(run, {}):
                     raise StoreError(f"{archive}: {member.name[:80]} is not in its manifest")
-                content = _read(tar, member)
+                in_all += member.size
+                if in_all > MOST_BYTES_IN_ALL:
+                    raise StoreError(f"{archive}: holds more than {MOST_BYTES_IN_ALL >> 30} GB")
+                content = _read(tar, member, archive)
                 if hashlib.sha256(content).hexdigest() != wanted[run][name]:
                     raise StoreError(f"{archive}: {member.name} does not fit its checksum; the file is damaged")
                 read.setdefault(run, {})[name] = content
@@ -112,26 +130,27 @@ def _runs_of(archive: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                     del wanted[run]
             if wanted:
                 raise StoreError(f"{archive}: {len(wanted)} of its runs are not whole; the file is cut short")
-    except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError) as error:
+    except (tarfile.TarError, lzma.LZMAError, EOFError, ValueError, RecursionError) as error:
         raise StoreError(f"{archive}: is no archive of runs, or a part of one ({error})") from None
 
 
 def _files_of(manifest: object, archive: Path) -> dict[str, dict[str, str]]:
     """Checksums by run and file. Refuses names that are not RUN/FILE with a file that archives hold."""
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not isinstance(manifest["files"], dict):
+    listed = manifest.get("files") if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+    if not isinstance(listed, dict):
         raise StoreError(f"{archive}: its manifest is none of this version (format {FORMAT})")
     files = dict[str, dict[str, str]]()
-    for name, digest in manifest["files"].items():
-        parts = PurePosixPath(name).parts
-        if len(parts) != 2 or parts[0].startswith(".") or parts[1] not in (*KEPT, EMBEDDINGS):
-            raise StoreError(f"{archive}: its manifest names {name[:80]}, which is no file of a run")
-        files.setdefault(parts[0], {})[parts[1]] = str(digest)
+    for name, digest in listed.items():
+        run, _, file = name.partition("/")
+        if not RUN_NAME.fullmatch(run) or file not in (*KEPT, EMBEDDINGS):
+            raise StoreError(f"{archive}: its manifest names {name[:80]!a}, which is no file of a run")
+        files.setdefault(run, {})[file] = str(digest)
     return files
 
 
-def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, archive: Path) -> bytes:
     if not member.isfile() or member.size > MOST_BYTES:
-        raise StoreError(f"{member.name[:80]}: is no plain file of at most {MOST_BYTES >> 20} MB")
+        raise StoreError(f"{archive}: {member.name[:80]!a} is no plain file of at most {MOST_BYTES >> 20} MB")
     file = tar.extractfile(member)
     assert file is not None  # it is a plain file
     return file.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.slurm.profile import Container, Profile
+from simsiam.errors import SettingsError
 
 # A program between srun and Python may undo what it is told about signals, so this stands on both sides of it. Until
 # work() sees to them, TERM and USR2 must not kill the interpreter: a job that ends by itself while it is being
@@ -32,6 +34,9 @@ def start(profile: Profile, folder: Path, shared: Sequence[Path]) -> Start:
     container = profile.container
     if container is None:
         return Start(shlex.join(["bash", "-c", GUARD, profile.python or sys.executable]))
+    for path in shared:
+        if re.search("[:,]", str(path)):
+            raise SettingsError(f"{path}: a folder that is mounted into a container must have no : or , in its name")
     inside = ["sh", "-c", f"cd {shlex.quote(str(folder))} && {GUARD}", profile.python or "python3"]
     mounts = [*(f"{path}:{path}" for path in dict.fromkeys(map(str, shared))), *container.mounts]
     if container.kind == "pyxis":

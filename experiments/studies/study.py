@@ -245,6 +245,10 @@ def load_study(name: str) -> Study:
     document = read(path)
     parsed = parse_model(StudyFile, document, partial(_known_keys, StudyFile))
     for key, variant in parsed.variants.items():
+        if not key.isprintable():
+            raise SettingsError(
+                f"variants.{key!a}: a name must hold no control characters  [{document.at('variants', key)}]"
+            )
         for scale in variant.only:
             if scale not in SCALES:
                 place = document.at("variants", key, "only")

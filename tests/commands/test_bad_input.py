@@ -148,6 +148,8 @@ def test_command_line(command: Command, tmp_path: Path, arguments: list[str], wo
         ("title: x\nvariants: {a: 5}\n", ["mine.yaml:2", "variants.a", "5"]),
         ("a: &a [*a]\n", ["mine.yaml"]),
         ("title: !!bool x\nvariants: {a: {}}\n", ["mine.yaml", "not YAML that can be read"]),
+        ('title: x\nvariants: {"\\e[31mred": {}}\n', ["mine.yaml:2", "no control characters"]),
+        ('title: x\nvariants: {"a\\u202Eb": {}}\n', ["mine.yaml:2", "no control characters"]),
         ("title: !!timestamp x\nvariants: {a: {}}\n", ["mine.yaml", "not YAML that can be read"]),
         ("title: " + "[" * 2000 + "\n", ["mine.yaml"]),
         (

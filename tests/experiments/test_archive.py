@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def test_the_frames_of_an_archive_are_those_of_the_folder(runs: Path, tmp_path: 
     write_run(runs, settings(batch_size=64), 0, state="running", until=3.0)
     made = pack(runs, tmp_path / "a.tar.xz")
     assert (made.num_runs, made.left_out) == (6, 1)
-    assert unpack(tmp_path / "a.tar.xz", tmp_path / "back") == 6
+    assert len(unpack(tmp_path / "a.tar.xz", tmp_path / "back").written) == 6
     names = sorted(path.name for path in (tmp_path / "back").iterdir())
     ours, theirs = load_runs(runs, names), load_runs(tmp_path / "back", names)
     pd.testing.assert_frame_equal(ours[0], theirs[0])
@@ -77,6 +78,8 @@ def archive_of(path: Path, files: dict[str, bytes], listed: dict[str, str] | Non
         ("run/../config.yaml", "no file of a run"),
         ("run/evil.py", "no file of a run"),
         (".hidden/config.yaml", "no file of a run"),
+        ("\x1b[31mred/config.yaml", "no file of a run"),
+        ("two\nlines/config.yaml", "no file of a run"),
     ],
 )
 def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str, message: str) -> None:
@@ -84,6 +87,38 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str, message: str
     with pytest.raises(StoreError, match=message):
         unpack(made, tmp_path / "in" / "back")
     assert not (tmp_path / "in").exists()
+
+
+@pytest.mark.parametrize("manifest", [b'{"format": 1}', b'{"format": 1, "files": []}', b"[" * 200_000 + b"]" * 200_000])
+def test_a_manifest_of_another_shape_is_refused(tmp_path: Path, manifest: bytes) -> None:
+    with tarfile.open(tmp_path / "a.tar.xz", "w:xz") as tar:
+        member = tarfile.TarInfo(MANIFEST)
+        member.size = len(manifest)
+        tar.addfile(member, io.BytesIO(manifest))
+    with pytest.raises(StoreError, match=r"a\.tar\.xz: "):
+        unpack(tmp_path / "a.tar.xz", tmp_path / "back")
+
+
+def test_what_is_in_the_way_is_left_and_named(runs: Path, tmp_path: Path, command: Command) -> None:
+    pack(runs, tmp_path / "a.tar.xz")
+    done, file, empty, *_ = sorted(path.name for path in runs.iterdir())
+    back = tmp_path / "back"
+    shutil.copytree(runs / done, back / done)
+    (back / file).write_text("mine")
+    (back / empty).mkdir()
+    said = command("unpack", "a.tar.xz", "--runs", "back").stdout
+    assert "3 runs written of a.tar.xz; 1 were there already." in said
+    assert said.count("is there without a result, and was left alone") == 2
+    assert file in said
+    assert empty in said
+    assert (back / file).read_text() == "mine"
+    assert not list((back / empty).iterdir())
+
+
+def test_a_link_is_not_written_through(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.tar.xz").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(StoreError, match="is there already"):
+        pack(runs, tmp_path / "a.tar.xz")
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:

@@ -371,3 +371,13 @@ def test_a_documented_part_makes_a_step(code: str, given: dict[str, Any], tmp_pa
 
 def test_there_are_five_documented_parts() -> None:
     assert len(documented()) == 5
+
+
+def test_a_part_that_ends_the_program_is_an_error(command: Command, tmp_path: Path) -> None:
+    """Else a script would take a grid for done of which nothing was trained."""
+    written(tmp_path, se="def f(p, target):\n    raise SystemExit(0)\n")
+    (tmp_path / "se.yaml").write_text("title: t\nsettings: {loss.name: 'se:f'}\nvariants: {a: {}}\n")
+    done = command("run", "se.yaml", "--scale", "smoke")
+    assert done.returncode == 2
+    assert re.search(r"error: a part of one's own ends the program \(exit code 0\): loss.name = .*se:f", done.stderr)
+    assert not (tmp_path / "runs").exists()
