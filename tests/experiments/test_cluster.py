@@ -132,6 +132,14 @@ def test_a_place_for_runs_that_slurm_would_read_otherwise(command: Command, tmp_
     assert "100%A must not hold a %" in done.stderr
 
 
+@pytest.mark.parametrize("kind", ["apptainer", "pyxis", "enroot"])
+def test_a_folder_whose_name_a_container_would_read_otherwise(kind: str, command: Command, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"container: {{kind: {kind}, image: a}}\n")
+    done = command("launch", "stop-gradient", *CELL, "--cluster", "c.yaml", "--runs", "a,b", "--dry-run")
+    assert done.returncode == 2
+    assert re.search(r"error: .*a,b: a folder that is mounted .* no : or , in its name", done.stderr)
+
+
 def test_commands_without_a_cluster_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What SLURM 22's squeue prints where it is installed and nothing is configured."""
     squeue = tmp_path / "squeue"
