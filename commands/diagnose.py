@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from commands.console import Table, count, make_console, print_json, print_prose
-from commands.foreign import Words, diagnose_files, is_foreign
+from commands.foreign import Words, diagnose_files, is_foreign, lines_of_causes
 from commands.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -180,12 +180,7 @@ def _print_one(diagnosis: Diagnosis, name: str, note: str) -> None:
     since = f", from step {diagnosis.step:,.0f} (epoch {diagnosis.epoch:.2f}) on" if at else ""
     lines = ["", f"{name}: {diagnosis.verdict}{since}", *(f"  {sentence}" for sentence in diagnosis.evidence)]
     lines += [f"  Also {one.verdict}: {' '.join(one.evidence)}" for one in diagnosis.also]
-    if diagnosis.causes:
-        lines += ["  Usual causes that this run's settings show:"]
-        lines += [f"    {cause.sentence}" for cause in diagnosis.causes]
-    elif diagnosis.other_causes:
-        lines += ["  None of its usual causes is in this run's settings. They are:"]
-        lines += [f"    {cause.sentence}" for cause in diagnosis.other_causes]
+    lines += lines_of_causes(diagnosis)
     if note:
         lines += [f"  About its folder: {note}"]
     for line in lines:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.diagnosis.foreign import ForeignDiagnosis, Given
+    from analysis.diagnosis.rules import Diagnosis
 
 EMBEDDINGS = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".parquet")
 
@@ -210,6 +211,19 @@ def _print_table(found: Found) -> None:
     make_console().print(table)
 
 
+def lines_of_causes(diagnosis: Diagnosis) -> list[str]:
+    """The usual causes that the settings show; else those of which they do not tell, and those that they exclude."""
+    headings = {
+        "Usual causes that its settings show:": diagnosis.causes,
+        "Possible causes, of which its settings do not tell:": () if diagnosis.causes else diagnosis.unknown_causes,
+        "Usual causes that are not in its settings:": () if diagnosis.causes else diagnosis.other_causes,
+    }
+    lines = []
+    for heading, causes in headings.items():
+        lines += [f"  {heading}", *(f"    {cause.sentence}" for cause in causes)] if causes else []
+    return lines
+
+
 def print_one(name: str, read: str, each: ForeignDiagnosis, *, causes: bool = True) -> None:
     """A verdict and what it rests on."""
     diagnosis, console = each.diagnosis, make_console()
@@ -224,10 +238,6 @@ def print_one(name: str, read: str, each: ForeignDiagnosis, *, causes: bool = Tr
     if each.rests_on:
         lines.append(f"  This rests on: {'; '.join(each.rests_on)}.")
     lines += [f"  It would tell more: {ask}." for ask in each.asks]
-    if diagnosis.causes:
-        lines += ["  Usual causes that what you gave shows:", *(f"    {cause.sentence}" for cause in diagnosis.causes)]
-    elif diagnosis.other_causes and causes:
-        lines.append("  Usual causes:")
-        lines += [f"    {cause.sentence}" for cause in diagnosis.other_causes]
+    lines += lines_of_causes(diagnosis) if causes else []
     for line in lines:
         print_prose(console, line)

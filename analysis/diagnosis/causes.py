@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+PULL_ONLY = ("cosine", "squared-distance", "cross-entropy")  # losses
 Test = Callable[[Mapping[str, Any]], bool]
 
 
@@ -19,7 +19,8 @@ class Cause:
     why: str
     study: str  # id, as in `list`; "" where no study of the paper shows it
     where: str  # in the paper, or another source
-    holds: Test  # of a run's settings by dotted path
+    holds: Test  # of a run's settings by dotted path; KeyError where they do not tell
+    with_pull_only: bool = False  # only of a loss that has nothing that pushes images apart: no negatives, no codes
 
     @property
     def sentence(self) -> str:
@@ -27,9 +28,9 @@ class Cause:
         return f"{self.setting}: {self.why} ({self.where}{study})"
 
 
-def _pulls_only(s: Mapping[str, Any]) -> bool:
-    """Whether the loss has nothing that pushes images apart: no negatives, no codes."""
-    return s["loss.name"] in ("cosine", "squared-distance", "cross-entropy")
+def _has_fixed_std(s: Mapping[str, Any]) -> bool:
+    """A number. No number is PyTorch's default, or not known, which the setting beside it tells."""
+    return isinstance(s.get("initialisation.fc_std"), float) or s["initialisation.zero_last_bn"] is None
 
 
 def _rate(s: Mapping[str, Any]) -> float:
@@ -40,21 +41,21 @@ CAUSES = (
     Cause(
         ("complete collapse", "dimensional collapse"), "target.stop_gradient = false",
         "both branches move towards each other, and a constant output is the optimum",
-        "stop-gradient", "Fig. 2", lambda s: s["target.stop_gradient"] is False and _pulls_only(s),
+        "stop-gradient", "Fig. 2", lambda s: s["target.stop_gradient"] is False, with_pull_only=True,
     ),
     Cause(
         ("complete collapse", "dimensional collapse"), "predictor.kind = none",
         "without the predictor the gradient is half of that without stop-gradient, in the same direction",
         "predictor", "Table 1a, Sec. 4.2",
-        lambda s: s["predictor.kind"] == "none" and _pulls_only(s) and not s["target.image_average"] > 0
-        and s["loss.symmetry"] == "symmetric",
+        lambda s: s["predictor.kind"] == "none" and not s["target.image_average"] > 0
+        and s["loss.symmetry"] == "symmetric", with_pull_only=True,
     ),
     Cause(
         ("complete collapse", "dimensional collapse"), "predictor.kind = none with an asymmetric loss",
         "it fails as the symmetric one does",
         "asymmetric-no-predictor", "Sec. 4.2",
-        lambda s: s["predictor.kind"] == "none" and _pulls_only(s) and not s["target.image_average"] > 0
-        and s["loss.symmetry"] != "symmetric",
+        lambda s: s["predictor.kind"] == "none" and not s["target.image_average"] > 0
+        and s["loss.symmetry"] != "symmetric", with_pull_only=True,
     ),
     Cause(
         ("dimensional collapse", "no convergence", "slow optimisation"), "predictor.kind = none, target.image_average",
@@ -70,13 +71,13 @@ CAUSES = (
         ("no convergence", "slow optimisation"), "initialisation.fc_std",
         "layers that start with a fixed small std may not converge",
         "initialisation", "App. A",
-        lambda s: isinstance(s["initialisation.fc_std"], float) and not math.isnan(s["initialisation.fc_std"]),
+        _has_fixed_std,
     ),
     Cause(
         ("slow optimisation", "dimensional collapse", "no convergence"), "no BN in the MLPs",
         "optimisation is slow without it (34.6 against 68.1 %)",
         "batch-norm", "Table 3a",
-        lambda s: not (s["projector.bn_hidden"] or s["projector.bn_output"] or s["predictor.bn_hidden"])
+        lambda s: not (s["projector.bn_output"] or s["projector.bn_hidden"] or s["predictor.bn_hidden"])
         and s["predictor.kind"] == "mlp",
     ),
     Cause(
@@ -110,26 +111,56 @@ CAUSES = (
     ),
     Cause(
         ("divergence", "oscillation"), "a learning rate far above the paper's",
-        "the rate in use, lr x batch_size / 256, is more than ten times that of the baseline, 0.1",
+        "a rate (lr x batch_size / 256) of more than ten times the baseline's, 0.1, can make training diverge",
         "", "Sec. 3", lambda s: s["optimizer.name"] == "sgd" and _rate(s) > 1,
     ),
     Cause(
         ("dimensional collapse",), "epochs, backbone",
         "a small network that is trained for long on its data comes to use ever fewer directions",
-        "", "Li, Efros and Pathak 2022", lambda s: s["backbone.name"] == "small" and _pulls_only(s),
+        "", "Li, Efros and Pathak 2022", lambda s: s["backbone.name"] == "small", with_pull_only=True,
     ),
 )  # fmt: skip
 
 
-def causes_of(verdict: str, settings: Mapping[str, Any]) -> tuple[tuple[Cause, ...], tuple[Cause, ...]]:
-    """The causes that are known for a verdict: those that a run's settings show, and the others."""
-    known = [cause for cause in CAUSES if verdict in cause.verdicts]
-    shown = [cause for cause in known if _holds(cause, settings)]
-    return tuple(shown), tuple(cause for cause in known if cause not in shown)
+@dataclass(frozen=True)
+class _Known(Mapping[str, Any]):
+    """The settings that are known: a frame of runs has NaN for one that is not."""
+
+    settings: Mapping[Any, Any]
+
+    def __getitem__(self, path: str) -> Any:
+        value = self.settings[path]
+        if value != value:
+            raise KeyError(path)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.settings)
+
+    def __len__(self) -> int:
+        return len(self.settings)
 
 
-def _holds(cause: Cause, settings: Mapping[str, Any]) -> bool:
+def causes_of(verdict: str, settings: Mapping[Any, Any]) -> tuple[tuple[Cause, ...], ...]:
+    """The causes that are known for a verdict: those that a run's settings show, exclude, and do not tell of."""
+    known = _Known(settings)
+    found: dict[bool | None, list[Cause]] = {True: [], False: [], None: []}
+    for cause in CAUSES:
+        if verdict not in cause.verdicts:
+            continue
+        holds, loss = _holds(cause, known), str(known.get("loss.name", ""))
+        if holds is not False and cause.with_pull_only and ":" in loss:
+            why = "known with the cosine loss, not known with a loss of one's own"
+            holds, cause = None, replace(cause, why=why)
+        elif cause.with_pull_only and loss not in PULL_ONLY:
+            holds = False if loss or holds is False else None
+        found[holds].append(cause)
+    return tuple(found[True]), tuple(found[False]), tuple(found[None])
+
+
+def _holds(cause: Cause, settings: Mapping[str, Any]) -> bool | None:
+    """None where the settings do not tell."""
     try:
         return bool(cause.holds(settings))
-    except (KeyError, TypeError, ValueError):  # settings that are missing or damaged show nothing
-        return False
+    except (KeyError, TypeError, ValueError):  # missing or damaged
+        return None

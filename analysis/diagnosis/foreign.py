@@ -122,9 +122,8 @@ def _with_other_guesses(
 def _undecided(found: Diagnosis, option: str) -> Diagnosis:
     """No health on the strength of a guess."""
     text = f"It looks healthy, but what {option} would say decides whether it is."
-    return Diagnosis(
-        found.run, "cannot tell", (text, *found.evidence), math.nan, math.nan, found.also, (), (), found.recorded
-    )
+    evidence = (text, *found.evidence)
+    return Diagnosis(found.run, "cannot tell", evidence, math.nan, math.nan, found.also, (), (), (), found.recorded)
 
 
 def _in_our_units(points: pd.DataFrame, given: Given, settings: dict[str, Any], guesses: list[_Guess]) -> pd.DataFrame:

@@ -95,12 +95,19 @@ class Diagnosis:
     also: tuple[Finding, ...]  # what else the curves show
     causes: tuple[Cause, ...]  # that this run's settings show
     other_causes: tuple[Cause, ...]  # known for the verdict, but not in this run's settings
+    unknown_causes: tuple[Cause, ...]  # known for the verdict, and this run's settings do not tell
     recorded: str | None  # the outcome in its result
 
     def __str__(self) -> str:
         since = "" if math.isnan(self.step) else f", from step {self.step:,.0f} on"
-        causes = [f"usual cause: {cause.sentence}" for cause in self.causes or self.other_causes]
+        of_settings, possible = "usual cause, in its settings", "possible cause"
+        causes = [f"{of_settings if self.causes else possible}: {cause.sentence}" for cause in self.likely_causes]
         return "\n  ".join([f"{self.run}: {self.verdict}{since}", *self.evidence, *causes])
+
+    @property
+    def likely_causes(self) -> tuple[Cause, ...]:
+        """Those that the settings show; where they show none, those that they do not exclude."""
+        return self.causes or self.unknown_causes
 
     def as_json(self) -> dict[str, Any]:
         """Plain values; NaN is None."""
@@ -116,6 +123,7 @@ class Diagnosis:
             ],
             "causes": [_cause(cause) for cause in self.causes],
             "other_causes": [_cause(cause) for cause in self.other_causes],
+            "unknown_causes": [_cause(cause) for cause in self.unknown_causes],
             "recorded_outcome": self.recorded,
         }
 
@@ -139,7 +147,7 @@ def diagnose(points: pd.DataFrame, run: Mapping[Any, Any]) -> Diagnosis:
     signs = _Signs(points, run)
     found = sorted(_findings(signs), key=lambda finding: VERDICTS.index(finding.verdict))
     first = found[0]
-    shown, others = causes_of(first.verdict, run)
+    shown, others, unknown = causes_of(first.verdict, run)
     facts = [*_rank_sentences(signs), *_context(signs)]
     recorded = run.get("outcome")
     return Diagnosis(
@@ -151,6 +159,7 @@ def diagnose(points: pd.DataFrame, run: Mapping[Any, Any]) -> Diagnosis:
         also=tuple(found[1:]),
         causes=shown,
         other_causes=others,
+        unknown_causes=unknown,
         recorded=recorded if isinstance(recorded, str) else None,
     )
 

@@ -24,6 +24,7 @@ from analysis.diagnosis.shape_of_curve import num_turns, residual, smooth
 from analysis.figures.layout import outline
 from analysis.frames.comparison import differences, load_chosen
 from commands.app import app
+from commands.foreign import lines_of_causes
 from experiments.runs.folder import StoreError
 from experiments.studies.study import study_names
 from simsiam.evaluation.diagnostics import centre, output_std
@@ -337,6 +338,48 @@ def test_causes_name_studies_that_ship_settings_that_exist_and_verdicts() -> Non
         assert causes_of(verdict, defaults)[0] == ()  # the paper's baseline shows no cause of anything
 
 
+def causes_by_setting(verdict: str, **values: Any) -> list[list[str]]:
+    known = flatten(Settings()) | {key.replace("__", "."): value for key, value in values.items()}
+    return [[cause.setting for cause in causes] for causes in causes_of(verdict, known)]
+
+
+BARLOW = {"loss__name": "losses:barlow_twins", "predictor__kind": "none", "target__stop_gradient": False}
+
+
+def test_what_a_loss_of_ones_own_does_with_a_setting_is_not_denied() -> None:
+    """Barlow Twins wants neither stop-gradient nor a predictor: they are in its settings, and no known cause."""
+    shown, excluded, unknown = causes_by_setting("complete collapse", **BARLOW)
+    assert shown == []
+    assert unknown == ["target.stop_gradient = false", "predictor.kind = none"]
+    assert not set(excluded) & set(unknown)
+    (first, *_) = causes_of(
+        "complete collapse", {**flatten(Settings()), "loss.name": "a:b", "target.stop_gradient": False}
+    )[2]
+    assert "not known with a loss of one's own" in first.sentence
+    assert "optimum" not in first.sentence
+    settings_of_cosine = {**BARLOW, "loss__name": "cosine"}
+    assert causes_by_setting("complete collapse", **settings_of_cosine)[0] == unknown
+    stopped = causes_by_setting("complete collapse", **{**BARLOW, "target__stop_gradient": True})
+    assert "target.stop_gradient = false" in stopped[1], "what is not in its settings is none, whatever the loss"
+
+
+def test_a_loss_with_negatives_excludes_what_only_pulling_makes_a_cause() -> None:
+    settings_of_negatives = {"loss__name": "nt-xent", "predictor__kind": "none", "target__stop_gradient": False}
+    shown, excluded, unknown = causes_by_setting("complete collapse", **settings_of_negatives)
+    assert {"target.stop_gradient = false", "predictor.kind = none"} <= set(excluded)
+    assert shown == unknown == []
+    with_little = causes_of("complete collapse", {"loss.name": "a:b", "predictor.kind": "none"})[2]
+    assert not [cause for cause in with_little if "optimum" in cause.why or "gradient is half" in cause.why]
+
+
+@pytest.mark.parametrize("nothing", [{}, dict.fromkeys(flatten(Settings()), math.nan)], ids=["none", "nan"])
+def test_settings_that_are_not_known_exclude_no_cause(nothing: dict[str, Any]) -> None:
+    for verdict in VERDICTS:
+        shown, excluded, unknown = causes_of(verdict, nothing)
+        assert shown == excluded == ()
+        assert unknown == tuple(cause for cause in CAUSES if verdict in cause.verdicts)
+
+
 # --- the commands ------------------------------------------------------------------------------------------------
 
 
@@ -371,6 +414,20 @@ def test_diagnose_a_run_by_name_or_folder(run: Callable[..., str], tmp_path: Pat
     assert found["verdict"] == "complete collapse"
     assert found["recorded_outcome"] == "collapsed"
     assert found["set_in"]["step"] > 0
+
+
+def test_a_run_with_a_loss_of_its_own_is_not_denied_its_settings() -> None:
+    values = {**BARLOW, "loss__name": "losses:barlow_twins@0123456789ab"}
+    points, row = a_run("complete collapse")
+    row |= flatten(Settings()) | {key.replace("__", "."): value for key, value in values.items()}
+    found = diagnose(points, row)
+    assert found.verdict == "complete collapse"
+    text = "\n".join(lines_of_causes(found))
+    known, _, excluded = text.partition("not in its settings")
+    assert "stop_gradient" in known
+    assert "stop_gradient" not in excluded
+    assert "predictor.kind = none:" in known
+    assert "predictor.kind = none:" not in excluded
 
 
 def test_diagnose_a_folder_of_runs_and_a_study(run: Callable[..., str], tmp_path: Path) -> None:

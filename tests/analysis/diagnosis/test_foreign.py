@@ -252,6 +252,19 @@ def test_the_settings_that_are_given_name_their_causes(tmp_path: Path) -> None:
     assert [cause["setting"] for cause in one["causes"]] == ["target.stop_gradient = false"]
 
 
+def test_causes_are_possibilities_where_no_settings_are_known(tmp_path: Path) -> None:
+    loss = ["-0.5"] * 10 + ["nan"] * 10
+    (tmp_path / "nan.csv").write_text("\n".join(["loss", *loss]))
+    text = " ".join(call(tmp_path / "nan.csv").output.split())
+    assert "divergence" in text
+    assert "Possible causes, of which its settings do not tell" in text
+    assert "the rate in use" not in text, "no rate was read"
+    given = " ".join(
+        call(tmp_path / "nan.csv", "--set", "optimizer.lr=5", "--set", "optimizer.name=sgd").output.split()
+    )
+    assert "Usual causes that its settings show: a learning rate far above the paper's" in given
+
+
 # --- embeddings --------------------------------------------------------------------------------------------------
 
 
