@@ -20,6 +20,15 @@ def format_estimate(mean: float, sd: float, single: int, most: int) -> str:
     return text if math.isnan(sd) else f"{text} ± {sd:.{decimals}f}"
 
 
+def format_apart(value: float, limit: float, decimals: int) -> tuple[str, str]:
+    """A value and what it is compared with, with as many decimals as they need to differ in print; six at most."""
+    if value == limit:
+        return f"{value:.{decimals}f}", f"{limit:.{decimals}f}"
+    needed = (n for n in range(decimals, 7) if f"{value:.{n}f}" != f"{limit:.{n}f}")
+    places = next(needed, 6)
+    return f"{value:.{places}f}", f"{limit:.{places}f}"
+
+
 def format_signed(value: float) -> str:
     """``+0.6``, ``−3.3``; what rounds to zero is ``0.0``."""
     text = f"{value:+.1f}"

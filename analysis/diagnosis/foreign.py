@@ -172,7 +172,7 @@ def _guess_width(points: pd.DataFrame, settings: dict[str, Any], guesses: list[_
         text = f"d is taken for {near[0]}: the first std, {first:.4g}, is 1/sqrt(d)"
         guesses.append(_Guess("--dim", text, "projector.output_dim", ()))
         return
-    settings["projector.output_dim"] = 1 / highest**2
+    settings |= {"projector.output_dim": 1 / highest**2, "std_of_highest": True}
     text = f"d is not known; the std is compared with its highest, {highest:.4g}, which is at most 1/sqrt(d)"
     others = tuple(dim for dim in USUAL_WIDTHS[2:] if highest * math.sqrt(dim) <= 1.05)
     guesses.append(_Guess("--dim", text, "projector.output_dim", others))

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from analysis.diagnosis.causes import Cause, causes_of
 from analysis.diagnosis.loss_range import LossRange, loss_range
 from analysis.diagnosis.shape_of_curve import end_of, num_turns, residual, smooth, trailing
+from analysis.formats import format_apart
 from simsiam.record.catalogue import ONE_LINE_BELOW, collapse_threshold
 
 VERDICTS = (  # in the order in which one hides another
@@ -194,6 +195,16 @@ class _Signs:
     def number(self, name: str) -> float:
         value = self.run.get(name)
         return float(value) if isinstance(value, int | float) else math.nan
+
+    @property
+    def width(self) -> float:
+        """d; NaN where it is not known."""
+        return math.nan if self.std_of_highest else self.number("projector.output_dim")
+
+    @property
+    def std_of_highest(self) -> bool:
+        """Whether the std is relative to its own highest, since d is not known."""
+        return self.run.get("std_of_highest") is True
 
     @property
     def enough(self) -> int:
@@ -449,9 +460,10 @@ def rank_limit(signs: _Signs) -> tuple[float, str]:
     if not 0 < chance < 100:
         return ONE_LINE_BELOW, f"That is below {ONE_LINE_BELOW}: all of z lies on one line"
     limit = math.log2(100 / chance) / BITS_PER_DIRECTION
+    shown = format_apart(signs.rank[-1, 2], limit, 1)[1] if len(signs.rank) else f"{limit:.1f}"
     return (
         limit,
-        f"That is fewer than the {limit:.1f} that {100 / chance:.0f} classes need, at half a bit for each direction",
+        f"That is fewer than the {shown} that {100 / chance:.0f} classes need, at half a bit for each direction",
     )
 
 
@@ -521,7 +533,9 @@ def _std_sentences(signs: _Signs) -> list[str]:
     threshold = threshold_of(signs.run)
     end = end_of(signs.std[:, 2])
     side = "below" if end < threshold else "above"
-    found = [f"The std of z/|z| is {end:.2f} / sqrt(d) at the end, {side} the limit of a collapse, {threshold:.2f}."]
+    value, limit = format_apart(end, threshold, 2)
+    unit = "of its highest" if signs.std_of_highest else "/ sqrt(d)"
+    found = [f"The std of z/|z| is {value} {unit} at the end, {side} the limit of a collapse, {limit}."]
     if signs.run.get("projector.bn_output") is True and signs.run.get("projector.bn_output_affine") is False:
         found.append("Its output BN has no scale and shift, which hides a collapse from the std: see the rank.")
     return found
@@ -552,11 +566,11 @@ def _rank_sentences(signs: _Signs) -> list[str]:
     if not len(signs.rank):
         return []
     first, highest, last = signs.rank[0], signs.rank[np.argmax(signs.rank[:, 2])], signs.rank[-1, 2]
-    width = signs.number("projector.output_dim")
-    of = f"{width:.0f}" if math.isfinite(width) else "many"
+    of = f"{signs.width:.0f}" if math.isfinite(signs.width) else "many"
+    exact = format_apart(last, rank_limit(signs)[0], 1)[0]
     start = f"{first[2]:.1f} {'before training' if first[0] == 0 else 'when first measured'}"
     most = f" and at most {highest[2]:.1f} ({signs.unit} {highest[1]:.3g})" if highest[0] != first[0] else ""
-    found = [f"z uses about {last:.0f} of its {of} directions (effective rank {last:.1f})."]
+    found = [f"z uses about {last:.0f} of its {of} directions (effective rank {exact})."]
     if len(signs.rank) > 1 or not signs.of_embeddings:
         found.append(f"The rank was {start}{most}.")
     then, now = _accuracy_since_highest_rank(signs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,20 @@ def test_the_fewest_directions_grow_with_the_bits_of_the_classes(classes: int) -
     for factor, verdict in ((1.9, "dimensional collapse"), (2.1, "healthy")):
         end = factor * math.log2(classes)
         assert with_evaluations([100, 50, end, end], rising, classes).verdict == verdict
+
+
+@pytest.mark.parametrize("rank", [6.58, 6.6, 6.6438, 3.0])
+def test_a_comparison_is_true_as_it_is_printed(rank: float) -> None:
+    """Ten classes need 2 log2(10) = 6.6439 directions: 6.6 is not fewer than 6.6."""
+    found = with_evaluations([20.0, rank, rank], [20.0, 20.0, 20.0])
+    text = " ".join(found.evidence)
+    used = re.search(r"effective rank ([\d.]+)\)", text)
+    needed = re.search(r"fewer than the ([\d.]+) that 10 classes", text)
+    assert found.verdict == "dimensional collapse"
+    assert used
+    assert needed
+    assert float(used[1]) < float(needed[1])
+    assert float(needed[1]) == pytest.approx(2 * math.log2(10), abs=0.05)
 
 
 def test_all_of_z_on_one_line_through_a_point_is_a_complete_collapse() -> None:

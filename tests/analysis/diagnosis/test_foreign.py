@@ -221,6 +221,21 @@ def test_what_would_change_the_verdict_is_asked_for_and_nothing_else(tmp_path: P
     assert any("d is taken for 256" in text for text in fine["rests_on"])
 
 
+def test_a_std_of_unknown_width_is_said_as_a_share_of_its_highest(tmp_path: Path) -> None:
+    """0.07 is 1/sqrt(d) of no usual width, so that nothing is known in units of 1/sqrt(d)."""
+    std = 0.07 + 0.01 * np.linspace(0, 1, 40)
+    frame = pd.DataFrame({"loss": -0.95 * (1 - np.exp(-np.arange(40) / 5)), "std": std, "rankme": 30.0})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    (one,) = found(tmp_path / "a.csv")
+    text = " ".join(one["evidence"])
+    assert "The std of z/|z| is 0.99 of its highest at the end" in text or "is 1.00 of its highest" in text
+    assert "sqrt(d)" not in text
+    assert "of its many directions" in text
+    (known,) = found(tmp_path / "a.csv", "--dim", 144)
+    assert "/ sqrt(d) at the end" in " ".join(known["evidence"])
+    assert "of its 144 directions" in " ".join(known["evidence"])
+
+
 def test_no_health_without_evidence(tmp_path: Path) -> None:
     """A collapsed and a healthy network have the same loss; an accuracy that rises tells them apart."""
     frame = pd.DataFrame({"epoch": range(100), "loss": -0.9 * (1 - np.exp(-np.arange(100) / 10))})
