@@ -299,6 +299,8 @@ def _comparison(differing: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 def _print_comparison(table: pd.DataFrame, rows: pd.DataFrame) -> None:
     """A line for each run; for each quantity, with a column for each run, where those are more than the runs."""
+    from analysis.frames.comparison import all_known, partly_known
+
     headings = {"came_to": "came to", "linear_top1": "linear %", "knn_top1": "kNN %"}
     texts = table.rename(columns=headings).astype(object).map(lambda value: "-" if value != value else _cell(value))
     console, settings = make_console(), table.shape[1] - 6
@@ -312,7 +314,10 @@ def _print_comparison(table: pd.DataFrame, rows: pd.DataFrame) -> None:
             shown.add_row(*values)
     console.print(shown)
     if not settings:
-        console.print(f"The {count(len(rows), 'run')} have the same settings.")
+        recorded = "" if all_known(rows) else ", as far as they are recorded"
+        console.print(f"The {count(len(rows), 'run')} have the same settings{recorded}.")
+    if left_out := [path for path in partly_known(rows) if path not in table]:
+        print_prose(console, f"Left out: {count(len(left_out), 'setting')}, recorded of some of the runs only.")
     for name, note in zip(table["run"], rows["note"], strict=True):
         if note:
             console.print(f"{name}: {note}", soft_wrap=True)

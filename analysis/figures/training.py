@@ -168,7 +168,8 @@ def draw_panel(
     ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=horizon >= 3, min_n_ticks=3))
     if not any(len(curve) for of_group in curves.values() for curve in of_group):
         at_centre: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "center"}
-        ax.text(0.5, 0.5, "no data yet", color=style.REFERENCE, **at_centre)
+        ended = "state" in runs and bool((runs["state"] == "done").all())
+        ax.text(0.5, 0.5, "not logged" if ended else "no data yet", color=style.REFERENCE, **at_centre)
 
 
 def _canvas(

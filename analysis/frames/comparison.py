@@ -11,6 +11,8 @@ import pandas as pd
 from analysis.frames.load import load_runs
 from simsiam.settings.fields import Settings, flatten, is_argument
 
+DEFAULTS = flatten(Settings())
+
 
 def load_chosen(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The points and runs of folders that may lie in different places, with the column ``variant``: a name for each.
@@ -33,17 +35,41 @@ def load_chosen(folders: Sequence[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def differences(runs: pd.DataFrame) -> pd.DataFrame:
     """The settings in which runs differ, as texts: a column for each, a row for each run in the order of ``runs``.
 
-    A setting that is not known of a run is a dash. Settings that are not known of any are left out.
+    Only runs of which a setting is known are compared; of the others it is a dash.
     """
     found = {}
-    for path in (*flatten(Settings()), *filter(is_argument, runs.columns)):
-        if path not in runs:
-            continue
-        texts = [_text(value) for value in runs[path].astype(object)]
-        if len(set(texts)) > 1:
+    for path, known in _known(runs).items():
+        texts = [_text(path, value) for value in runs[path].astype(object)]
+        if len({text for text, is_known in zip(texts, known, strict=True) if is_known}) > 1:
             found[path] = texts
     table: pd.DataFrame = pd.DataFrame(found, index=runs.index)
     return table
+
+
+def partly_known(runs: pd.DataFrame) -> list[str]:
+    """The settings that are known of some of the runs only."""
+    return [path for path, known in _known(runs).items() if any(known) and not all(known)]
+
+
+def all_known(runs: pd.DataFrame) -> bool:
+    """Whether every setting is known of every run."""
+    return bool(len(runs)) and all(_is_whole(runs))
+
+
+def _known(runs: pd.DataFrame) -> dict[str, list[bool]]:
+    """By setting, of which of the runs it is known. NaN stands for what is not, but in a run that is whole for null."""
+    paths = [path for path in (*DEFAULTS, *filter(is_argument, runs.columns)) if path in runs]
+    whole = _is_whole(runs)
+    return {
+        path: [all_are or not empty for all_are, empty in zip(whole, runs[path].isna(), strict=True)] for path in paths
+    }
+
+
+def _is_whole(runs: pd.DataFrame) -> list[bool]:
+    """Whether each run records all settings that are never null. One of another program does not."""
+    never_null = [path for path, value in DEFAULTS.items() if value is not None]
+    recorded: list[bool] = runs.reindex(columns=never_null).notna().all(axis=1).tolist()
+    return recorded
 
 
 MOST_IN_A_NAME = 3  # settings
@@ -55,7 +81,7 @@ def names_of(runs: pd.DataFrame) -> list[str]:
     By the first few, if there are many. Runs that this does not tell apart have the name of their folder too.
     """
     differing = differences(runs)
-    ends = Counter(path.rpartition(".")[2] for path in flatten(Settings()))
+    ends = Counter(path.rpartition(".")[2] for path in DEFAULTS)
     short = [end if ends[end := path.rpartition(".")[2]] == 1 else path for path in map(str, differing)]
     chosen = [place for place, path in enumerate(differing) if path != "seed"][:MOST_IN_A_NAME]
     chosen += [place for place, path in enumerate(differing) if path == "seed"]
@@ -66,11 +92,11 @@ def names_of(runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def _text(value: object) -> str:
+def _text(path: str, value: object) -> str:
     if isinstance(value, tuple):
-        return " to ".join(_text(item) for item in value)
+        return " to ".join(_text(path, item) for item in value)
     if pd.isna(value):  # type: ignore[call-overload]
         return "-"
-    if isinstance(value, bool):
-        return str(value).lower()
+    if isinstance(value, bool) or isinstance(DEFAULTS.get(path), bool):  # beside NaN a frame may hold it as 1.0
+        return str(bool(value)).lower()
     return f"{value:g}" if isinstance(value, int | float) else str(value)

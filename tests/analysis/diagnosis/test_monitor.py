@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -12,17 +13,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from analysis import load_runs
+from analysis import load_runs, plot_training
 from analysis.monitor import CollapseMonitor
 from commands.app import app
 from simsiam.errors import SettingsError
+from simsiam.settings.fields import Settings, flatten
 from tests.conftest import ROOT
+from tests.run_folders import settings, write_run
 
 EPOCHS, STEPS, BATCH, WIDTH = 20, 10, 64, 32
 
@@ -92,6 +96,40 @@ def test_compare_reads_two_of_them(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "target.stop_gradient" in result.output
     assert "optimizer.lr" not in result.output
+
+
+def test_compare_claims_nothing_of_what_is_not_recorded(tmp_path: Path) -> None:
+    """Of a run of another program little is known: neither that it is the same, nor that it differs."""
+    for name in ("one", "two"):
+        with a_monitor(tmp_path / name) as monitor:
+            train(monitor, stop=True)
+    own = write_run(tmp_path / "own", settings(projector__bn_output_affine=False), 0)
+
+    def compare(*folders: Path) -> str:
+        result = CliRunner().invoke(app, ["compare", *map(str, folders), "--out", str(tmp_path / "figure")])
+        assert result.exit_code == 0
+        return " ".join(result.output.split())
+
+    alike = compare(tmp_path / "one", tmp_path / "two")
+    assert "The 2 runs have the same settings, as far as they are recorded." in alike
+    mixed = compare(tmp_path / "one", own)
+    table = pd.read_csv(tmp_path / "figure.csv", dtype=str)
+    assert sorted(table["projector.bn_output_affine"]) == ["false", "true"]
+    assert "optimizer.lr" not in table
+    assert "optimizer.lr" not in mixed
+    left_out = re.search(r"Left out: (\d+) settings, recorded of some of the runs only", mixed)
+    assert left_out
+    assert int(left_out[1]) == len(flatten(Settings())) - 6  # what the monitor knows
+
+
+def test_a_panel_of_what_an_ended_run_did_not_log_says_so(tmp_path: Path) -> None:
+    with a_monitor(tmp_path / "one") as monitor:
+        train(monitor, stop=True)
+    points, runs = load_runs(tmp_path)
+    texts = {text.get_text() for ax in plot_training(points, runs).axes for text in ax.texts}
+    assert "not logged" in texts
+    running = plot_training(points, runs.assign(state="running"))
+    assert "no data yet" in {text.get_text() for ax in running.axes for text in ax.texts}
 
 
 def test_nothing_waits_for_the_device_between_logged_steps(monkeypatch: pytest.MonkeyPatch) -> None:
