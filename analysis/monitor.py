@@ -245,7 +245,7 @@ class CollapseMonitor:
         return {
             "run": self._name, "state": "done" if self._closed or self.step >= self.total_steps else "running",
             "outcome": None, "epoch": self.step / of, "epochs": self.total_steps / of,
-            "unit_of_time": "epoch" if self.steps_per_epoch else "step",
+            "unit_of_time": "epoch" if self.steps_per_epoch else "step", "logged_every": self.every,
             "reference_chance": 100 / self.classes if self.classes else math.nan, **self.settings,
         }  # fmt: skip
 

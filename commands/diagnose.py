@@ -60,6 +60,14 @@ def diagnose(
         Optional[str],  # noqa: UP045
         typer.Option("--loss", help="Of a log: cosine, nt-xent, ... as loss.name, or byol for 2 - 2 cosine."),
     ] = None,
+    chance: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--chance", help="Of a log with another loss: what unrelated views give, with --optimum."),
+    ] = None,
+    optimum: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option("--optimum", help="Of a log with another loss: the best that it can reach."),
+    ] = None,
     dim: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--dim", min=2, help="Of a log: d, the width of z."),
@@ -94,7 +102,7 @@ def diagnose(
 
     Of other programs' files too: what was read is printed, and what is not given is asked for where it would matter.
     """
-    words = Words(kind, column or [], loss, dim, batch, output_bn, classes, epochs, series, set_ or [])
+    words = Words(kind, column or [], loss, chance, optimum, dim, batch, output_bn, classes, epochs, series, set_ or [])
     if kind is not None or all(map(is_foreign, targets)):
         return diagnose_files(targets, words, out, as_json)
     if len(targets) > 1:

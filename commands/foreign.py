@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ class Words:
     kind: str | None = None
     columns: list[str] = field(default_factory=list)
     loss: str | None = None
+    chance: float | None = None
+    optimum: float | None = None
     dim: int | None = None
     batch: int | None = None
     output_bn: str | None = None
@@ -36,7 +39,11 @@ class Words:
 
     def options(self) -> list[str]:
         """Those that were given, as they are written."""
-        return [f"--{name.replace('_', '-').rstrip('-')}" for name, value in vars(self).items() if value]
+
+        def given(value: object) -> bool:
+            return value is not None and value is not False and value != []
+
+        return [f"--{name.replace('_', '-').rstrip('-')}" for name, value in vars(self).items() if given(value)]
 
 
 def is_foreign(target: str) -> bool:
@@ -82,9 +89,25 @@ def given_by(words: Words) -> Given:
         settings |= {} if number is None else {path: number}
     if words.loss not in (None, BYOL):
         settings["loss.name"] = words.loss
+    settings |= _ends_of_loss(words)
     if words.output_bn is not None:
         settings |= OUTPUT_BN[words.output_bn]
     return Given(settings, words.loss == BYOL, words.epochs, words.classes)
+
+
+def _ends_of_loss(words: Words) -> dict[str, float]:
+    """What a loss that this program does not have is measured against. Raises SettingsError."""
+    if words.chance is None and words.optimum is None:
+        return {}
+    if words.chance is None or words.optimum is None:
+        raise SettingsError("chance, optimum: one without the other gives no scale  [--chance --optimum]")
+    if words.loss is not None:
+        raise SettingsError(f"loss: {words.loss} has a chance and an optimum of its own  [--loss --chance --optimum]")
+    if not -math.inf < words.optimum < words.chance < math.inf:
+        raise SettingsError(
+            f"optimum: {words.optimum:g} is not below chance, {words.chance:g}; a loss is minimised  [--optimum]"
+        )
+    return {"reference_loss_chance": words.chance, "reference_loss_optimum": words.optimum}
 
 
 def diagnose_files(targets: list[str], words: Words, out: Path | None, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.diagnosis.loss_range import loss_range
 from analysis.diagnosis.rules import VERDICTS, Diagnosis, diagnose
 from analysis.frames.foreign_columns import LEVEL, Log
 
@@ -79,8 +80,9 @@ def diagnose_log(log: Log, given: Given) -> ForeignDiagnosis:
             " such steps"
         )
     found, asks = _with_other_guesses(found, guesses, points, settings, row)
-    if "loss" in log.matched and "loss.name" not in settings and found.verdict in ("cannot tell", "too early to say"):
-        asks.append("--loss: its name gives the loss a scale")
+    has_scale = loss_range(row, 1.0) is not None  # whatever the first loss, of one that has its scale from that
+    if "loss" in log.matched and "loss.name" not in settings and not has_scale and found.verdict == "cannot tell":
+        asks.append("--loss, or of a loss that it does not name --chance and --optimum: they give the loss a scale")
     return ForeignDiagnosis(found, tuple(rests_on), tuple(asks), _relative(points, settings), row)
 
 
@@ -133,7 +135,7 @@ def _in_our_units(points: pd.DataFrame, given: Given, settings: dict[str, Any], 
         settings["loss.name"] = "cosine"
         if "loss" in points:
             points["loss"] = points["loss"] / 2 - 1
-    elif "loss.name" not in settings and "loss" in points:
+    elif "loss.name" not in settings and "reference_loss_chance" not in settings and "loss" in points:
         loss = points["loss"].dropna()
         if len(loss) and loss.between(-1.0001, 1.0001).all() and loss.min() < -0.01:
             settings["loss.name"] = "cosine"

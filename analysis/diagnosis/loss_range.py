@@ -58,13 +58,13 @@ def loss_range(settings: Mapping[str, Any], first_loss: float) -> LossRange | No
     if ends is None or not (math.isfinite(ends[0]) and ends[0] - ends[2] > 0 and 0 < batch_size <= 10**9):
         return None
     chance, chance_text, optimum, optimum_text = ends
-    name = str(settings["loss.name"]).partition("@")[0]  # of one's own without the hash of its source
+    name = str(settings.get("loss.name", "as logged")).partition("@")[0]  # of one's own without the hash of its source
     return LossRange(name, chance, optimum, chance_text, optimum_text, batch_size)
 
 
 def _ends(settings: Mapping[str, Any], first_loss: float) -> tuple[float, str, float, str] | None:
     """Chance and how it comes about, optimum and how it comes about."""
-    name = settings["loss.name"]
+    name = settings.get("loss.name")
     if name == "cosine":
         return 0.0, "independent directions", -1.0, "its minimum"
     if name == "squared-distance":
@@ -81,7 +81,8 @@ def _ends(settings: Mapping[str, Any], first_loss: float) -> tuple[float, str, f
         num_others, text = int(settings["target.num_prototypes"]) - 1, "log of the number of prototypes"
     else:  # one's own
         chance, optimum = (float(settings[f"reference_loss_{end}"]) for end in ("chance", "optimum"))
-        return chance, "as it says of itself", optimum, "as it says of itself"
+        text = "as given" if name is None else "as it says of itself"
+        return chance, text, optimum, "the optimum" if name is None else text
     if num_others < 1:
         return None
     # The positive at cosine 1 and all others at right angles to it: as good as many directions allow.

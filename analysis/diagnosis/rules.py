@@ -593,9 +593,21 @@ def _loss_sentence(signs: _Signs, scale: LossRange) -> str:
 
 
 def _how_far(signs: _Signs) -> str:
-    epoch, epochs = signs.number("epoch"), signs.number("epochs")
-    of_run = "" if math.isnan(epoch) or math.isnan(epochs) else f" of {epoch:.2f} of {epochs:g} {signs.unit}s"
-    return f"{len(signs.loss)} {'loss is' if len(signs.loss) == 1 else 'losses are'} logged{of_run}."
+    """What is lacking for a verdict: losses, or time."""
+    num, epoch, epochs = len(signs.loss), signs.number("epoch"), signs.number("epochs")
+    counted = "no loss is" if not num else "1 loss is" if num == 1 else f"{num} losses are"
+    if num >= NUM_POINTS:
+        text = f"{counted} logged"
+    elif not signs.ended:
+        text = f"{counted} logged so far, {NUM_POINTS} are needed"
+    else:
+        every = signs.run.get("logged_every")  # of a CollapseMonitor
+        how = f" (every={every:.0f} now)" if isinstance(every, int | float) else ""
+        text = f"{counted} logged, {NUM_POINTS} are needed: log more often{how}"
+    if not signs.ended and epochs > 0 and not math.isnan(epoch):
+        text += f"; {epoch:.2f} of {epochs:g} {signs.unit}s are over"
+        text += f", and {SHARE_OF_RUN * epochs:g} are needed" if signs.share < SHARE_OF_RUN else ""
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _context(signs: _Signs) -> Iterator[str]:

@@ -236,6 +236,31 @@ def test_a_std_of_unknown_width_is_said_as_a_share_of_its_highest(tmp_path: Path
     assert "of its 144 directions" in " ".join(known["evidence"])
 
 
+def test_a_loss_of_any_other_kind_gets_its_scale_from_its_ends(tmp_path: Path) -> None:
+    """Barlow Twins at d = 512: 512 for views that have nothing to do with each other, 0 at best."""
+    log = tmp_path / "barlow.csv"
+    steps = np.arange(100)
+    pd.DataFrame({"loss": 40 + 472 * np.exp(-steps / 5), "z_std": 1 / np.sqrt(512)}).to_csv(log, index=False)
+    (without,) = found(log)
+    assert without["verdict"] == "cannot tell"
+    assert any("--chance and --optimum" in ask for ask in without["asks"])
+    (scaled,) = found(log, "--chance", 512, "--optimum", 0)
+    assert scaled["verdict"] == "healthy"
+    assert "92 % of the way from chance (512: as given)" in " ".join(scaled["evidence"])
+    assert not any("--loss" in ask for ask in scaled["asks"])
+    assert found(log, "--chance", 60, "--optimum", 0)[0]["verdict"] == "no convergence"  # it ends at 40
+
+
+def test_what_is_lacking_for_a_verdict_is_said(tmp_path: Path) -> None:
+    (tmp_path / "row.csv").write_text("loss\n3.1\n")
+    (one,) = found(tmp_path / "row.csv")
+    assert one["evidence"] == ["1 loss is logged, 8 are needed: log more often."]
+    assert one["asks"] == [], "nothing that is said of one row makes it eight"
+    (tmp_path / "early.csv").write_text("epoch,loss\n" + "".join(f"{epoch},-0.5\n" for epoch in range(1, 11)))
+    (one,) = found(tmp_path / "early.csv", "--epochs", 100)
+    assert one["evidence"] == ["10 losses are logged; 10.00 of 100 epochs are over, and 25 are needed."]
+
+
 def test_no_health_without_evidence(tmp_path: Path) -> None:
     """A collapsed and a healthy network have the same loss; an accuracy that rises tells them apart."""
     frame = pd.DataFrame({"epoch": range(100), "loss": -0.9 * (1 - np.exp(-np.arange(100) / 10))})
@@ -393,6 +418,20 @@ def test_a_bad_file_gets_one_clear_line(name: str, tmp_path: Path) -> None:
 def test_wrong_options_are_named(arguments: list[str], words: str) -> None:
     result = call(CATALOGUE / "logs" / "plain-a.csv", *arguments)
     assert result.exit_code != 0
+    assert words in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--chance", "1"], "one without the other"), (["--optimum", "0"], "one without the other"),
+        (["--chance", "0", "--optimum", "1"], "not below chance"), (["--chance", "nan", "--optimum", "0"], "not below"),
+        (["--chance", "1", "--optimum", "0", "--loss", "cosine"], "of its own"),
+    ],
+)  # fmt: skip
+def test_the_ends_of_a_loss_are_checked(arguments: list[str], words: str) -> None:
+    result = call(CATALOGUE / "logs" / "plain-a.csv", *arguments)
+    assert isinstance(result.exception, SettingsError)
     assert words in str(result.exception)
 
 

@@ -172,6 +172,13 @@ def test_early_on_it_says_so_and_in_the_middle_it_knows_how_far() -> None:
     assert "healthy" not in str(monitor.verdict())
 
 
+def test_a_loop_that_is_measured_too_seldom_is_told_so() -> None:
+    monitor = a_monitor(every=50)
+    train(monitor, stop=True)
+    assert monitor.verdict().verdict == "too early to say"
+    assert "5 losses are logged, 8 are needed: log more often (every=50 now)." in monitor.verdict().evidence
+
+
 def test_a_training_goes_on_where_it_was_and_nothing_is_overwritten(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with a_monitor(whole) as monitor:
