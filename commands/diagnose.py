@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -54,7 +56,11 @@ def diagnose(
     ] = None,
     column: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--column", metavar="MEASURE=NAME", help="Of a log: loss=train/neg_cos, say. Repeatable."),
+        typer.Option(
+            "--column",
+            metavar="MEASURE=NAME",
+            help="Of a log: loss=train/neg_cos; of embeddings: z=NAME. Repeatable.",
+        ),
     ] = None,
     loss: Annotated[
         Optional[str],  # noqa: UP045
@@ -107,6 +113,7 @@ def diagnose(
         return diagnose_files(targets, words, out, as_json)
     if len(targets) > 1:
         wrong = next(target for target in targets if not is_foreign(target))
+        _refuse_file_that_is_not_there(wrong)
         raise SettingsError(
             f"{wrong}: is no file; of runs and studies `diagnose` takes one, of files as many as you like"
         )
@@ -133,7 +140,9 @@ def _diagnose_runs(
         points, rows = load_runs(found.parent, [found.name])
     elif Path(target).is_dir():
         points, rows = load_runs(target)
+        _refuse_folder_of_files(Path(target), rows)
     else:
+        _refuse_file_that_is_not_there(target)
         try:
             studies = studies_named(target)
         except SettingsError as error:
@@ -162,6 +171,23 @@ def _diagnose_runs(
             _print_one(each, name, note)
         elif note:
             make_console().print(f"\n{name}, about its folder: {note}", soft_wrap=True)
+
+
+def _refuse_file_that_is_not_there(target: str) -> None:
+    """Raises SettingsError for what is written like a file, and is neither one nor a folder."""
+    if (os.sep in target or re.search(r"\.[A-Za-z]\w*$", target)) and not Path(target).exists():
+        raise SettingsError(f"{target}: there is no such file or folder")
+
+
+def _refuse_folder_of_files(folder: Path, runs: pd.DataFrame) -> None:
+    """Raises SettingsError for a folder that holds no runs, but files that are to be named themselves."""
+    files = sorted(path for path in folder.iterdir() if is_foreign(str(path))) if runs.empty else []
+    if files:
+        names, first = ", ".join(path.name for path in files[:3]), " ".join(map(str, files[:2]))
+        raise SettingsError(
+            f"{folder}: holds no runs, but {count(len(files), 'file')} ({names}{' ...' * (len(files) > 3)}); name the"
+            f" files: diagnose {first}"
+        )
 
 
 def _run_folder(target: str, runs: Path) -> Path | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from commands.console import Table, make_console, print_json, print_prose
-from simsiam.errors import SettingsError
+from simsiam.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from analysis.diagnosis.foreign import ForeignDiagnosis, Given
     from analysis.diagnosis.rules import Diagnosis
 
+T = TypeVar("T")
 EMBEDDINGS = (".npy", ".npz", ".pt", ".pth", ".safetensors", ".parquet")
 
 
@@ -132,6 +134,28 @@ def diagnose_files(targets: list[str], words: Words, out: Path | None, as_json: 
 Found = list[tuple[str, str, "ForeignDiagnosis"]]  # a name, how it was read, the diagnosis
 
 
+def _read(target: str, reader: Callable[[Path], T]) -> T:
+    """What a reader makes of a file; whatever is wrong with the file is wrong input."""
+    try:
+        return reader(Path(target))
+    except DataError as error:
+        raise SettingsError(str(error)) from None
+    except OSError as error:
+        raise SettingsError(f"{target}: cannot be read ({error.strerror or error})") from None
+
+
+def _array_named(columns: list[str]) -> str | None:
+    """The array that ``--column z=NAME`` names, of files of embeddings."""
+    if not columns:
+        return None
+    name = columns[0].removeprefix("z=")
+    if len(columns) > 1 or name == columns[0] or not name:
+        raise SettingsError(
+            f"{', '.join(columns)}: of embeddings there is z=NAME, the array that holds them  [--column]"
+        )
+    return name
+
+
 def _logs(targets: list[str], words: Words, given: Given, out: Path | None) -> Found:
     from analysis.diagnosis.foreign import diagnose_log
     from analysis.frames.foreign_columns import as_log, choose_columns, parse_columns
@@ -142,7 +166,10 @@ def _logs(targets: list[str], words: Words, given: Given, out: Path | None) -> F
     columns = parse_columns(words.columns)
     found: Found = []
     for target in targets:
-        for table in read_tables(Path(target), lambda names: choose_columns(names, columns), words.kind):
+        for table in _read(
+            target, lambda path: read_tables(path, lambda names: choose_columns(names, columns), words.kind)
+        ):
+            table.source = target
             log = as_log(table, columns)
             matched = ", ".join(f"{measure} from {column!r}" for measure, column in log.matched.items())
             read = f"Read as {table.kind}, {log.num_rows:,} row{'s' * (log.num_rows != 1)}: {matched}."
@@ -162,7 +189,8 @@ def _embeddings(targets: list[str], words: Words, out: Path | None) -> Found:
     from analysis.diagnosis.foreign import diagnose_embeddings
     from experiments.weights.embeddings import as_row, measure, read_embeddings
 
-    files = [(target, read_embeddings(Path(target))) for target in targets]
+    chosen = _array_named(words.columns)
+    files = [(target, _read(target, lambda path: read_embeddings(path, chosen))) for target in targets]
     if words.series:
         files.sort(key=lambda file: (file[1].number is None, file[1].number or 0))
     points, spectra = [], dict[str, tuple[int, list[float]]]()

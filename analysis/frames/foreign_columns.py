@@ -97,7 +97,7 @@ def match(table: Table, given: Mapping[str, str]) -> dict[str, str]:
         if name not in table.columns:
             known = ", ".join(map(repr, table.names[:20]))
             raise SettingsError(
-                f"{table.name}: has no column {name!r}{nearest(name, table.names)}; it has {known}"
+                f"{table.source}: has no column {name!r}{nearest(name, table.names)}; it has {known}"
                 f"{' ...' if len(table.names) > 20 else ''}  [--column {measure}={name}]"
             )
     matched = dict(given)
@@ -124,10 +124,10 @@ def as_log(table: Table, given: Mapping[str, str]) -> Log:
     measures = {name: table.columns[column] for name, column in matched.items() if name not in (STEP, EPOCH)}
     if not measures:
         if empty := [name for name in table.columns if measure_of(name) not in (None, STEP, EPOCH)]:
-            raise SettingsError(f"{table.name}: there is no number in {', '.join(map(repr, empty))}")
+            raise SettingsError(f"{table.source}: there is no number in {', '.join(map(repr, empty))}")
         names = ", ".join(map(repr, table.names[:20])) or "none"
         raise SettingsError(
-            f"{table.name}: none of its columns has a name that is known ({names}); say which is which with"
+            f"{table.source}: none of its columns has a name that is known ({names}); say which is which with"
             " --column loss=NAME, --column z_std=NAME"
         )
     num_rows = len(next(iter(measures.values())))

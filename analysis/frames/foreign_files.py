@@ -46,6 +46,10 @@ class Table:
     kind: str
     names: list[str]  # of all columns, also of those that were not chosen
     columns: dict[str, Column]
+    source: str = ""  # the file, as messages name it; "" for the run's name
+
+    def __post_init__(self) -> None:
+        self.source = self.source or self.name
 
 
 def kind_of(path: Path) -> str:

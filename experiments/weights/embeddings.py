@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simsiam.errors import DataError
+from simsiam.errors import DataError, nearest
 from simsiam.evaluation.diagnostics import (
     OF_A_SPECTRUM,
     OF_A_VIEW,
@@ -50,12 +50,12 @@ class Embeddings:
     not_finite: int  # how many of them are not
 
 
-def read_embeddings(path: Path) -> Embeddings:
+def read_embeddings(path: Path, chosen: str | None = None) -> Embeddings:
     """Embeddings (N, d), or (N, q, d) of q views of each image, with labels (N,) if there are any.
 
     ``.npy``; ``.npz``, ``.pt`` and ``.safetensors`` with one array, or one named as in :data:`NAMES`, and labels as in
-    :data:`LABELS`; ``.parquet`` with a column of lists or a column for each channel. Raises OSError for a file that
-    cannot be opened, DataError, in one line, for one that holds no embeddings.
+    :data:`LABELS`; ``.parquet`` with a column of lists or a column for each channel. ``chosen``: the name of the array.
+    Raises OSError for a file that cannot be opened, DataError, in one line, for one that holds no embeddings.
     """
     with open(path, "rb") as file:  # whatever the format's own library would say of it
         if not file.read(1):
@@ -69,19 +69,19 @@ def read_embeddings(path: Path) -> Embeddings:
         if "pickle" in reason.lower():
             reason = "it holds Python objects, and nothing is unpickled"
         raise DataError(f"{path}: holds no embeddings that can be read ({reason})") from None
-    name, z = _main(path, arrays)
+    name, z = _main(path, arrays, chosen)
     labels = next((array for key, array in arrays.items() if key.lower() in LABELS), None)
     if labels is not None and "step" in arrays and labels.ndim == 1 and len(labels) > len(z):
         labels = labels[: len(z)]  # a run's own file has the labels of all images, and z of the first
     if labels is not None and labels.shape != (len(z),):
         raise DataError(f"{path}: {name} has {len(z)} vectors, and its labels have the shape {labels.shape}")
-    chosen = np.linspace(0, len(z) - 1, min(len(z), MOST_VECTORS)).astype(int)
-    kept = np.asarray(z[chosen], dtype=np.float32)
+    drawn = np.linspace(0, len(z) - 1, min(len(z), MOST_VECTORS)).astype(int)
+    kept = np.asarray(z[drawn], dtype=np.float32)
     finite = np.isfinite(kept).reshape(len(kept), -1).all(1)
     vectors = torch.from_numpy(kept[finite])
     truth = None
     if labels is not None:
-        _, places = np.unique(np.asarray(labels)[chosen][finite], return_inverse=True)
+        _, places = np.unique(np.asarray(labels)[drawn][finite], return_inverse=True)
         truth = torch.from_numpy(places.reshape(-1).astype(np.int64))
     views = vectors if vectors.dim() == 3 else None
     number = next((int(arrays[key]) for key in ("step", "epoch") if key in arrays and arrays[key].size == 1), None)
@@ -139,18 +139,26 @@ def _parquet(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _main(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, np.ndarray]:
+def _main(path: Path, arrays: Mapping[str, np.ndarray], chosen: str | None) -> tuple[str, np.ndarray]:
     """The array that holds the embeddings."""
+    if chosen is not None and chosen not in arrays:
+        known = ", ".join(map(repr, filter(None, arrays))) or "one without a name"
+        raise DataError(f"{path}: has no array {chosen!r}{nearest(chosen, list(arrays))}; it has {known}")
+    if chosen is not None:
+        arrays = {chosen: arrays[chosen]}
     fitting = {name: array for name, array in arrays.items() if array.ndim in (2, 3) and array.dtype.kind in "fiu"}
     named = [name for wanted in NAMES for name in fitting if name.lower() == wanted]
     name = named[0] if named else next(iter(fitting), None) if len(fitting) == 1 else None
+    if name is None and len(arrays) == 1:
+        ((key, array),) = arrays.items()
+        what = f"has the shape {array.shape}" if array.dtype.kind in "fiu" else f"holds {array.dtype}, no numbers"
+        raise DataError(f"{path}: {key or 'its array'} {what}; embeddings are (N, d) or (N, views, d)")
     if name is None:
-        shapes = (
-            ", ".join(f"{key or 'an array'} {array.shape}" for key, array in list(arrays.items())[:10]) or "nothing"
-        )
+        shapes = ", ".join(f"{key} {array.shape}" for key, array in list(arrays.items())[:10]) or "nothing"
+        say = f"; say it with --column z={next(iter(fitting))}" if fitting else ""
         raise DataError(
             f"{path}: which of its arrays are embeddings, (N, d) or (N, views, d), does not show; it holds {shapes};"
-            f" names that are known: {', '.join(NAMES)}"
+            f" names that are known: {', '.join(NAMES)}{say}"
         )
     z = arrays[name]
     if len(z) < 2 or z.shape[-1] < 2:

@@ -350,6 +350,21 @@ def test_a_series_is_one_training_in_the_order_of_its_numbers(tmp_path: Path) ->
     assert [each["verdict"] for each in found(*files)][1] != "complete collapse"
 
 
+def test_the_array_of_embeddings_can_be_chosen(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    spread, point = random.normal(size=(200, 16)), 1 + 1e-6 * random.normal(size=(200, 16))
+    np.savez(tmp_path / "two.npz", a=spread, b=point)
+    assert "--column z=a" in str(call(tmp_path / "two.npz").exception)
+    assert found(tmp_path / "two.npz", "--column", "z=a")[0]["verdict"] == "healthy"
+    assert found(tmp_path / "two.npz", "--column", "z=b")[0]["verdict"] == "complete collapse"
+    assert "no array 'c'; it has 'a', 'b'" in str(call(tmp_path / "two.npz", "--column", "z=c").exception)
+    assert "z=NAME" in str(call(tmp_path / "two.npz", "--column", "loss=a").exception)
+    np.save(tmp_path / "one.npy", spread[:, 0])
+    message = str(call(tmp_path / "one.npy").exception)
+    assert "has the shape (200,); embeddings are (N, d) or (N, views, d)" in message
+    assert "names that are known" not in message
+
+
 def test_figures_of_logs_and_of_embeddings(tmp_path: Path) -> None:
     for names in (("plain-a.csv", "plain-b.csv"), ("ends-a.npz", "ends-c.npy")):
         out = tmp_path / names[0]
@@ -401,7 +416,8 @@ def test_a_bad_file_gets_one_clear_line(name: str, tmp_path: Path) -> None:
     assert result.exit_code != 0
     message = str(result.exception)
     assert len(message.splitlines()) == 1
-    assert path.stem in message
+    assert str(path) in message
+    assert isinstance(result.exception, SettingsError), "one exit code for every bad file"
     assert not isinstance(result.exception, KeyError | IndexError | AttributeError)
     assert "Traceback" not in result.output
 
@@ -433,6 +449,26 @@ def test_the_ends_of_a_loss_are_checked(arguments: list[str], words: str) -> Non
     result = call(CATALOGUE / "logs" / "plain-a.csv", *arguments)
     assert isinstance(result.exception, SettingsError)
     assert words in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["nothere.csv", "logs/nothere", "logs/nothere.npy"])
+def test_a_file_that_is_not_there_is_said_to_be_none(name: str) -> None:
+    for arguments in ([name], [CATALOGUE / "logs" / "plain-a.csv", name], ["--kind", "csv", name]):
+        result = call(*arguments)
+        assert isinstance(result.exception, SettingsError)
+        assert name in str(result.exception)
+        assert len(str(result.exception).splitlines()) == 1
+        assert "no such file" in str(result.exception).lower()
+
+
+def test_a_folder_of_logs_says_how_they_are_passed(tmp_path: Path) -> None:
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / name).write_text("loss\n1\n")
+    result = call(tmp_path)
+    assert isinstance(result.exception, SettingsError)
+    assert f"holds no runs, but 2 files (a.csv, b.csv); name the files: diagnose {tmp_path / 'a.csv'} " in str(
+        result.exception
+    )
 
 
 def test_options_of_files_are_refused_for_runs(tmp_path: Path) -> None:
