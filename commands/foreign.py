@@ -212,9 +212,13 @@ def _embeddings(targets: list[str], words: Words, out: Path | None) -> Found:
         name = f"{files[group[0]][0]} to {target}" if words.series and len(group) > 1 else target
         found.append((name, read, diagnose_embeddings(frame, row, words.classes)))
     if out is not None:
-        from analysis.figures.embeddings import plot_embeddings
+        from analysis.figures.embeddings import below_axis, plot_embeddings
+        from analysis.figures.spectrum import LOWEST
 
         _save(plot_embeddings(spectra), out)
+        for target in below_axis(spectra):
+            text = f"{target}: all its singular values are below {LOWEST:.0e}; they are drawn dashed, at the lower edge"
+            print(text, file=sys.stderr)
     return found
 
 
@@ -253,8 +257,14 @@ def _measured(points: pd.DataFrame) -> dict[str, str]:
     return shown
 
 
+def _not_finite(each: ForeignDiagnosis) -> str:
+    """``, 1 of 1,000 vectors not finite``, where files of embeddings hold such; else ""."""
+    bad = each.run.get("not_finite", 0)
+    return f", {bad:,} of {each.run['num_vectors']:,} vectors not finite" if bad else ""
+
+
 def _print_table(found: Found) -> None:
-    rows = [(name, each.diagnosis.verdict, _measured(each.points)) for name, _, each in found]
+    rows = [(name, each.diagnosis.verdict + _not_finite(each), _measured(each.points)) for name, _, each in found]
     headings = list(dict.fromkeys(heading for _, _, measured in rows for heading in measured))
     table = Table("file", "verdict", *(f"{heading}>" for heading in headings), optional=tuple(reversed(headings)))
     for name, verdict, measured in rows:
@@ -279,7 +289,7 @@ def print_one(name: str, read: str, each: ForeignDiagnosis, *, causes: bool = Tr
     """A verdict and what it rests on."""
     diagnosis, console = each.diagnosis, make_console()
     unit = str(each.run.get("unit_of_time"))
-    at = ""
+    at = _not_finite(each)
     if diagnosis.step == diagnosis.step and unit != "file":  # not NaN
         at = f", from {unit} {diagnosis.epoch:,.4g} on"
     lines = ["", f"{name}: {diagnosis.verdict}{at}", f"  {read}", *(f"  {text}" for text in diagnosis.evidence)]

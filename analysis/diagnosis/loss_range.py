@@ -79,7 +79,7 @@ def _ends(settings: Mapping[str, Any], first_loss: float) -> tuple[float, str, f
         num_others, text = int(settings["target.queue_size"]), "log(1 + K), of keys that are all alike"
     elif name == "swapped-prediction":
         num_others, text = int(settings["target.num_prototypes"]) - 1, "log of the number of prototypes"
-    else:  # one's own
+    else:  # one's own, or that of a log
         chance, optimum = (float(settings[f"reference_loss_{end}"]) for end in ("chance", "optimum"))
         text = "as given" if name is None else "as it says of itself"
         return chance, text, optimum, "the optimum" if name is None else text

@@ -317,8 +317,10 @@ def _divergence(signs: _Signs) -> Iterator[Finding]:
             evidence.append(f"The last loss before it was {signs.loss[-1, 2]:.4g}, the first {signs.loss[0, 2]:.4g}.")
         yield Finding("divergence", tuple(evidence), step, epoch)
     elif signs.of_embeddings and signs.number("not_finite") > 0:
-        text = f"Of {signs.number('num_vectors'):,.0f} vectors {signs.number('not_finite'):,.0f} are not finite."
-        yield Finding("divergence", (text,))
+        bad, num = signs.number("not_finite"), signs.number("num_vectors")
+        text = f"{bad:,.0f} of {num:,.0f} vectors {'is' if bad == 1 else 'are'} not finite (NaN or infinite)."
+        rest = "The others are measured without them." if bad < num else ""
+        yield Finding("divergence", (text, *([rest] if rest else [])))
     elif signs.run.get("outcome") == "diverged":
         yield Finding("divergence", ("Its result says that it diverged; the curves do not show where.",))
     elif signs.scale is not None and len(signs.loss):

@@ -19,6 +19,8 @@ from typer.testing import CliRunner
 
 from analysis.diagnosis.foreign import Given, diagnose_log
 from analysis.diagnosis.rules import VERDICTS
+from analysis.figures.embeddings import plot_embeddings
+from analysis.figures.spectrum import LOWEST
 from analysis.frames.foreign_columns import MOST_POINTS, as_log, choose_columns, measure_of
 from analysis.frames.foreign_files import KINDS, read_tables
 from commands.app import app
@@ -350,6 +352,16 @@ def test_a_series_is_one_training_in_the_order_of_its_numbers(tmp_path: Path) ->
     assert [each["verdict"] for each in found(*files)][1] != "complete collapse"
 
 
+def test_vectors_that_are_not_finite_are_counted(tmp_path: Path) -> None:
+    z = np.random.default_rng(0).normal(size=(1000, 16))
+    np.save(tmp_path / "good.npy", z)
+    z[3, 2] = np.nan
+    np.save(tmp_path / "bad.npy", z)
+    assert "divergence, 1 of 1,000 vectors not finite" in call(tmp_path / "bad.npy").output
+    both = " ".join(call(tmp_path / "good.npy", tmp_path / "bad.npy").output.split())
+    assert "1 of 1,000 vectors is not finite" in both
+
+
 def test_the_array_of_embeddings_can_be_chosen(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     spread, point = random.normal(size=(200, 16)), 1 + 1e-6 * random.normal(size=(200, 16))
@@ -363,6 +375,20 @@ def test_the_array_of_embeddings_can_be_chosen(tmp_path: Path) -> None:
     message = str(call(tmp_path / "one.npy").exception)
     assert "has the shape (200,); embeddings are (N, d) or (N, views, d)" in message
     assert "names that are known" not in message
+
+
+def test_a_spectrum_below_the_axis_is_drawn_at_its_edge(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "good.npy", random.normal(size=(200, 16)))
+    np.save(tmp_path / "point.npy", 1 + 1e-7 * random.normal(size=(200, 16)))
+    result = call(tmp_path / "good.npy", tmp_path / "point.npy", "--out", tmp_path / "figure")
+    assert "point.npy: all its singular values are below 1e-05" in result.stderr
+    spectra = {name: (16, measure(read_embeddings(tmp_path / name))["spectrum"]) for name in ("good.npy", "point.npy")}
+    assert max(spectra["point.npy"][1]) < LOWEST < min(spectra["good.npy"][1])
+    (ax,) = plot_embeddings(spectra).axes
+    (of_point,) = [line for line in ax.lines if str(line.get_label()).startswith("point.npy (below")]
+    assert set(np.asarray(of_point.get_ydata())) == {LOWEST}
+    assert not of_point.get_clip_on()
 
 
 def test_figures_of_logs_and_of_embeddings(tmp_path: Path) -> None:
