@@ -226,10 +226,15 @@ def _figure_of_logs(found: Found, out: Path) -> None:
     import pandas as pd
 
     from analysis import plot_training
+    from simsiam.record.catalogue import CURVES, FIG_2
 
     points = pd.concat([each.points.assign(run=name, config=name, seed=0) for name, _, each in found])
     rows = [{**each.run, "run": name, "variant": name, "config": name, "seed": 0} for name, _, each in found]
-    _save(plot_training(points, pd.DataFrame(rows), "variant"), out)
+    there = [metric for metric in (*FIG_2, *CURVES) if metric in points and points[metric].notna().any()]
+    metrics = [metric for metric in FIG_2 if metric in there] or there[:3]
+    if not metrics:
+        return say("No figure: nothing in these logs has a curve.")
+    _save(plot_training(points, pd.DataFrame(rows), "variant", metrics=metrics), out)
 
 
 def _save(figure: Any, out: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_job_in_a_container_is_queued_again_and_goes_on(slurm: Slurm, folder: 
 
 
 def test_cluster_check_looks_into_the_container(slurm: Slurm, folder: Path) -> None:
-    grid = grid_in("enroot", slurm, folder / "check", *KINDS["enroot"])
+    grid = grid_in("enroot", slurm, folder / "check-enroot", *KINDS["enroot"])
     found = grid.command("cluster", "check", "cluster.yaml").stdout
     assert "python: /opt/env/bin/python" in found, found
     assert "torch seconds" in found
