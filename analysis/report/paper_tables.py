@@ -24,6 +24,7 @@ from simsiam.record.catalogue import METRICS
 
 FILE = Path(__file__).with_suffix(".yaml")
 PAPER, OURS = "paper", "ours"
+TITLE = "The paper's tables, and ours"
 
 
 class Row(BaseModel):
@@ -118,6 +119,12 @@ def _cell(study: str, variant: str, results: Mapping[str, StudyResults], metric:
     return theirs, Entry(f"{ours.text}, {' or '.join(words)}", exact=ours.exact)
 
 
+def runs_of(results: Mapping[str, StudyResults]) -> pd.DataFrame:
+    """The runs of all studies, each once."""
+    runs: pd.DataFrame = pd.concat([each.runs for each in results.values()]).drop_duplicates("run")
+    return runs
+
+
 def write(
     results: Mapping[str, StudyResults],
     scale: Scale,
@@ -133,16 +140,22 @@ def write(
     """
     found = list(tables(results, scale))
     folder.mkdir(parents=True, exist_ok=True)
-    runs = pd.concat([each.runs for each in results.values()]).drop_duplicates("run")
+    runs = runs_of(results)
     ended = f"{int(counts(runs).sum())} of {len(runs)} runs have ended and did not diverge."
-    head = f"# The paper's tables, and ours at {scale.name} scale\n\nMade by\n\n    {command}\n\n{ended}\n"
+    head = f"# {TITLE} at {scale.name} scale\n\nMade by\n\n    {command}\n\n{ended}\n"
     warning = f"\n**These are no results.** {no_results}\n" if no_results else ""
     document = "\n".join([head, warning, *(f"## {table.markdown()}" for table in found)])
     texts = {folder / "tables.md": document, folder / "tables.tex": "\n".join(table.latex() for table in found)}
     for path, text in (texts | ({markdown: document} if markdown else {})).items():
         write_atomically(path, partial(_put, text), aside=str(os.getpid()), mode="w")
     html = page.template("paper.html.jinja").render(
-        scale=scale.name, note=scale.note, ended=ended, tables=found, command=command, no_results=no_results
+        title=TITLE,
+        scale=scale.name,
+        note=scale.note,
+        ended=ended,
+        tables=found,
+        command=command,
+        no_results=no_results,
     )
     page.write_page(folder / "index.html", html)
     return folder / "index.html"
