@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 
 
-def format_estimate(mean: float, sd: float, single: int, most: int) -> str:
-    """``84.1 ± 0.3``: the uncertainty to its first digit (two if that is a 1), the mean to the same place.
+def common_decimals(sds: Iterable[float], single: int, most: int) -> int:
+    """Decimals for all numbers of a column: as many as the one asks for that is known best.
 
-    Without an uncertainty (NaN, or 0), to ``single`` decimals; in no case to more than ``most``.
+    Each asks for its uncertainty to the first digit (two if that is a 1), without one (NaN, or 0) for ``single``
+    decimals; in no case for more than ``most``.
     """
-    decimals = single
-    if sd > 0:
-        leading = f"{sd:.1e}"  # rounded to two digits, so that 0.0996 counts as 0.10
-        decimals = min(most, max(0, (1 if leading[0] == "1" else 0) - int(leading[4:])))
+    return max((_decimals(sd, single, most) for sd in sds), default=single)
+
+
+def _decimals(sd: float, single: int, most: int) -> int:
+    if not sd > 0:
+        return single
+    leading = f"{sd:.1e}"  # rounded to two digits, so that 0.0996 counts as 0.10
+    return min(most, max(0, (1 if leading[0] == "1" else 0) - int(leading[4:])))
+
+
+def format_estimate(mean: float, sd: float, decimals: int) -> str:
+    """``84.1 ± 0.3``: a mean with its uncertainty, if it has one (no NaN), both to so many decimals."""
     text = f"{mean:.{decimals}f}".replace("-", MINUS)
     return text if math.isnan(sd) else f"{text} ± {sd:.{decimals}f}"
 
@@ -54,6 +64,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$",
     "|": r"$\vert$", "±": r"$\pm$", "×": r"$\times$", "–": "--", "—": "---", MINUS: "$-$", "\n": " ",  # noqa: RUF001
+    "\N{NO-BREAK SPACE}": "~",
 }  # fmt: skip
 
 

@@ -29,10 +29,10 @@ from commands.options import (
     Set,
     StudyName,
     check_writable,
-    other_code_of,
     plan_for,
     register,
     retrained,
+    said_of_code,
     same_options,
     scale_named,
     studies_named,
@@ -96,8 +96,8 @@ def launch(
         campaign = Campaign(studies, chosen_scale, set_ or [], runs, data, limits) if until_decided else None
         make = campaign.plan if campaign else partial(to_train, overrides=set_)
         made = make()
-        if other := other_code_of(made):
-            say(str(other))
+        for text in said_of_code(made):
+            say(text)
         if dry_run:
             todo = campaign.next_cells() if campaign else made
             return None if todo is None else _estimate(todo, launcher.preview(todo, say))

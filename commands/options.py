@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from commands.console import say
+from commands.console import count, say
 from commands.integrations import completion
 from simsiam.errors import SettingsError
 
@@ -30,6 +31,7 @@ StudyName = Annotated[
     ),
 ]
 READERS = ("report", "verify", "diagnose", "compare")  # take an archive in place of a folder of runs
+archives = dict[Path, Path]()  # by the folder with what it holds, which is there as long as the command runs
 
 
 def _folder_of_runs(context: typer.Context, runs: Path) -> Path:
@@ -44,6 +46,7 @@ def _folder_of_runs(context: typer.Context, runs: Path) -> Path:
 
     folder = Path(context.with_resource(tempfile.TemporaryDirectory(prefix="runs-")))
     unpack(runs, folder)
+    archives[folder] = runs
     return folder
 
 
@@ -190,10 +193,30 @@ def _try_own_parts(made: Plan, *, before_data: bool) -> None:
 
 def other_code_of(made: Plan) -> OtherCode | None:
     """Of a plan's done runs, those that other training code made than that at hand."""
-    from experiments.runs.code_changes import other_code
+    from experiments.beside import runs_by_code
+    from experiments.runs.code_changes import other_code, training_code
     from experiments.runs.states import State
 
-    return other_code(made.runs, [run for run, status in made.statuses().items() if status.state == State.DONE])
+    found = other_code(made.runs, [run for run, status in made.statuses().items() if status.state == State.DONE])
+    return None if found is None else replace(found, num_newer=runs_by_code(made, training_code()))
+
+
+def said_of_code(made: Plan) -> list[str]:
+    """What a user must know of the code behind a plan's runs, and of runs beside them that other sources made."""
+    other = other_code_of(made)
+    return [*([] if other is None else [str(other)]), *_other_sources(made)]
+
+
+def _other_sources(made: Plan) -> list[str]:
+    from experiments.beside import runs_by_other_sources
+    from simsiam.settings.own_code import FOLDER
+
+    return [
+        f"{count(number, 'run')} of this study {'was' if number == 1 else 'were'} made by another version of {file}"
+        f" ({', '.join(digests)}). What is there is left alone: `compare` and `diagnose` show such runs by name,"
+        f" and all commands do with that version, which {made.runs / FOLDER} keeps, in its place again."
+        for file, (number, digests) in runs_by_other_sources(made).items()
+    ]
 
 
 def retrained(make: Callable[[list[str] | None], Plan], overrides: list[str] | None) -> tuple[Plan, list[str] | None]:
@@ -223,10 +246,33 @@ def require_runs(plans: list[Plan], purpose: str) -> None:
         return
     first = plans[0]
     which = first.studies[0].name if len(plans) == 1 else "any study"
-    lacking = next((f" (its images are not in {made.data})" for made in plans if made.unprepared), "")
-    raise StoreError(
-        f"{first.runs}: holds no run of {which} at scale {first.scale.name} to {purpose}{lacking}  [--runs]"
-    )
+    elsewhere = _other_scales(plans)
+    hints = [f"it holds runs of it at scale {' and '.join(elsewhere)}: --scale"] if elsewhere else []
+    hints += [text.rstrip(".") for made in plans for text in _other_sources(made)]
+    if not hints and (made := next((made for made in plans if made.unprepared), None)):
+        hints = [f"its images are not in {made.data}"]
+    why = f" ({'; '.join(hints)})" if hints else ""
+    raise StoreError(f"{first.runs}: holds no run of {which} at scale {first.scale.name} to {purpose}{why}  [--runs]")
+
+
+def _other_scales(plans: Sequence[Plan]) -> list[str]:
+    """The other scales at which there are runs of the studies of some plans."""
+    from experiments.plan import make_plan
+    from experiments.runs.folder import run_names
+    from experiments.studies.claims import SCALES
+    from experiments.studies.study import load_scale
+
+    there, found = run_names(plans[0].runs), list[str]()
+    for name in (each for each in SCALES if each != plans[0].scale.name):
+        for made in plans:
+            try:
+                other = make_plan(made.studies[0], load_scale(name), None, (), made.runs, made.data)
+            except SettingsError:  # a study that this scale does not go with
+                continue
+            if any(planned.run_id in there for planned in other.cells):
+                found.append(name)
+                break
+    return found
 
 
 def same_options(scale: Scale, seeds: str | None, overrides: list[str] | None, runs: Path, data: Path) -> list[str]:

@@ -27,9 +27,10 @@ from commands.options import (
     Seeds,
     Set,
     StudyName,
-    other_code_of,
+    archives,
     plan_for,
     require_runs,
+    said_of_code,
     scale_named,
     studies_named,
 )
@@ -39,6 +40,7 @@ from simsiam.errors import SettingsError
 if TYPE_CHECKING:
     from analysis.report.one_study import ReportFiles
     from analysis.report.page import Live
+    from analysis.report.shelf import Subject
     from analysis.verdicts.verdicts import Verdict
     from experiments.plan import Plan
     from experiments.studies.study import Scale, Study
@@ -80,7 +82,7 @@ def report(
     from analysis.report.all_studies import markdown as document
     from analysis.report.all_studies import write_index
     from experiments.runs.folder import StoreError
-    from experiments.studies.study import default_scale
+    from experiments.studies.study import default_scale, make_cells
     from simsiam.record.atomic_files import write_atomically
 
     chosen, whole, tables = scale_named(scale), study == "all", study == "paper"
@@ -91,25 +93,35 @@ def report(
     folder = out or Path("reports")
     usual = Path(os.environ.get("ABLATION_RUNS", DEFAULT_RUNS))
     other_scale = "" if chosen.name == default_scale() else chosen.name
-    end = shelf.ending(other_scale, None if runs == usual else runs, set_ or ())
+    origin = archives.get(runs, runs)
+    end = shelf.ending(other_scale, None if origin == usual else origin, set_ or ())
     index = folder / f"index{end}.html"
-    if tables:
-        where = out or folder / f"paper{end}"
-        return _report_tables(chosen, seeds, set_, runs, data, where, command, markdown)
-    wanted = dict[Path, shelf.Subject]()
-    for loaded in studies_named(study):
-        subject = shelf.Subject(loaded, chosen.name, runs, tuple(set_ or ()))
+
+    def place(subject: shelf.Subject, name: str) -> Path:
         if own_place:
             shelf.check_free(subject, folder)
-        wanted[folder if own_place else shelf.folder_for(subject, folder / f"{loaded.name}{end}")] = subject
+            return folder
+        return shelf.folder_for(subject, folder / f"{name}{end}")
+
+    if tables:
+        subject = shelf.Subject(None, chosen.name, origin, tuple(set_ or ()))
+        where = place(subject, "paper")
+        _report_tables(subject, chosen, seeds, set_, runs, data, where, command, markdown)
+        return None if own_place else _list_reports(folder)
+    loaded = studies_named(study)
+    wanted = dict[Path, shelf.Subject]()
+    for each in loaded:
+        sources = shelf.sources_of(make_cells(each, chosen, [0], set_ or ()))
+        subject = shelf.Subject(each, chosen.name, origin, tuple(set_ or ()), sources)
+        wanted[place(subject, each.name)] = subject
 
     def make(show: Callable[[ReportFiles], None], live: Live | None = None) -> list[ReportFiles]:
-        plans = [plan_for([subject.study], chosen, seeds, set_, runs, data) for subject in wanted.values()]
+        plans = [plan_for([each], chosen, seeds, set_, runs, data) for each in loaded]
         require_runs(plans, "report on")
         files = []
-        for where, made in zip(wanted, plans, strict=True):
+        for (where, subject), made in zip(wanted.items(), plans, strict=True):
             files.append(_report(made, where, seeds, command, live))
-            shelf.put(wanted[where], files[-1])
+            shelf.put(subject, where, files[-1].study.title, files[-1].runs, files[-1].verdicts)
             show(files[-1])
         if whole:
             write_index(files, chosen, command, index, live)
@@ -125,7 +137,7 @@ def report(
         if whole:
             say(f"\nIndex: {index.absolute()}")
         if not own_place:
-            say(f"All reports: {(folder / shelf.LIST).absolute()}")
+            _list_reports(folder)
         if markdown is not None:
             text = document(files, chosen, command)
             write_atomically(markdown, lambda file: file.write(text), aside=str(os.getpid()), mode="w")
@@ -134,7 +146,15 @@ def report(
         raise StoreError(f"{error.filename or folder}: the report cannot be made ({error.strerror})") from None
 
 
+def _list_reports(folder: Path) -> None:
+    from analysis.report import shelf
+
+    if (page := shelf.write_list(folder)) is not None:
+        say(f"All reports: {page.absolute()}")
+
+
 def _report_tables(
+    subject: Subject,
     scale: Scale,
     seeds: str | None,
     overrides: list[str] | None,
@@ -144,7 +164,7 @@ def _report_tables(
     command: str,
     markdown: Path | None,
 ) -> None:
-    from analysis.report import paper_tables
+    from analysis.report import paper_tables, shelf
     from analysis.report.in_words import no_results
     from analysis.report.one_study import gather, report_variants
     from experiments.runs.folder import StoreError
@@ -162,6 +182,7 @@ def _report_tables(
         page = paper_tables.write(
             results, scale, folder, command=command, no_results=no_results(scale.name, images), markdown=markdown
         )
+        shelf.put(subject, folder, paper_tables.TITLE, paper_tables.runs_of(results))
     except OSError as error:
         raise StoreError(f"{error.filename or folder}: the report cannot be made ({error.strerror})") from None
     for path in (page, *([markdown] if markdown else [])):
@@ -206,9 +227,11 @@ def _report(made: Plan, out: Path, seeds: str | None, command: str, live: Live |
     (study,) = made.studies
     variants = report_variants(study, made, None if seeds is None else seeds_from_text(seeds))
     scale, note = made.scale.name, made.scale.note
-    other = other_code_of(made)
-    note = " ".join(text for text in (note, "" if other is None else str(other)) if text)
-    return write_report(study, variants, made.runs, out, scale=scale, note=note, command=command, live=live)
+    note = " ".join(text for text in (note, *said_of_code(made)) if text)
+    linked = made.runs not in archives
+    return write_report(
+        study, variants, made.runs, out, scale=scale, note=note, command=command, live=live, linked=linked
+    )
 
 
 def _print_report(files: ReportFiles, scale: str, *, brief: bool) -> None:

@@ -36,10 +36,10 @@ from commands.options import (
     check_writable,
     device_named,
     num_gpus,
-    other_code_of,
     plan_for,
     register,
     retrained,
+    said_of_code,
     same_options,
     scale_named,
     studies_named,
@@ -150,8 +150,8 @@ def plan(
     todo_text = f"{count(len(made.cells), 'cell')}, {count(len(statuses), 'run')}, {len(todo)} to do"
     cost = f"about {about(seconds)}, one after another, on {made.scale.speed.device}; about {size / 1e6:,.0f} MB"
     console.print(f"\n{todo_text}: {cost} in {runs}/", highlight=False)
-    if other := other_code_of(made):
-        console.print(str(other), highlight=False)
+    for text in said_of_code(made):
+        console.print(text, highlight=False)
     averages = max(
         (
             average_bytes(planned.cell.settings, planned.cell.settings.data.num_train or made.scale.num_train)
@@ -326,8 +326,8 @@ def _print_status(
         console.print(table)
     if hidden := len(found.rows) - len(table.rows):
         print_prose(console, f"Not listed: {count(hidden, 'cell')}; --all, --failed, --running, --cell N list them.")
-    if other := other_code_of(made):
-        print_prose(console, str(other))
+    for text in said_of_code(made):
+        print_prose(console, text)
 
 
 def _came_to(made: Plan, ended: list[str]) -> dict[str, str]:
@@ -456,8 +456,8 @@ def _train(
     threads = max(1, num_cores() // (num_workers * ranks))
     seconds = sum(estimate(planned.cell.settings, scale).seconds for planned in left) / num_workers
     say(f"{made.title}: {count(len(todo), 'run')} at scale {scale.name}, {done} done.")
-    if other := other_code_of(made):
-        say(str(other))
+    for text in said_of_code(made):
+        say(text)
     if left:
         duration = f"about {about(seconds)} if each has {scale.speed.device} to itself"
         say(f"{len(left)} to train, {num_workers} at a time, in {duration}. Ctrl-C stops; the same command goes on.")

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,8 @@ def make_plan(
         for cell in cells:
             data_settings = cell.settings.data
             if data_settings not in fingerprints:
-                known = fingerprint(data_settings, data)
-                fingerprints[data_settings] = known if known or to_train else _recorded(data_settings, runs)
+                known = fingerprint if to_train else partial(fingerprint_to_read, runs=runs)
+                fingerprints[data_settings] = known(data_settings, data)
             key = id(cell.origins)
             if key not in names:
                 names[key] = config_id(cell.settings, fingerprints[data_settings] or "unprepared")
@@ -133,6 +134,11 @@ def merge(plans: Sequence[Plan]) -> Plan:
         cells=tuple(planned for plan in plans for planned in plan.cells),
         unprepared=tuple(dict.fromkeys(settings for plan in plans for settings in plan.unprepared)),
     )
+
+
+def fingerprint_to_read(settings: DataSettings, data: Path, runs: Path) -> str | None:
+    """The fingerprint of images, or the one that is on record with runs on them; None if neither is known."""
+    return fingerprint(settings, data) or _recorded(settings, runs)
 
 
 def _recorded(settings: DataSettings, runs: Path) -> str | None:

@@ -29,6 +29,7 @@ ROOMS = {
         ("studies",),
         ("runs",),
         ("plan",),
+        ("beside",),
         ("launcher",),
         ("status",),
         ("weights", "local"),

@@ -26,7 +26,7 @@ from analysis.figures.drawing import Drawing, absent, missing, seeds_of
 from analysis.figures.fonts import use_fonts_for
 from analysis.figures.groups import method_of, methods_of
 from analysis.figures.layout import fit_accuracy, legend_columns
-from analysis.frames.load import COLLAPSE, accuracy_of, came_to, counts
+from analysis.frames.load import COLLAPSE, DIMENSIONAL, accuracy_of, came_to, counts
 from experiments.studies.figures import Sweep
 from simsiam.record.catalogue import METRICS
 from simsiam.settings.fields import is_setting
@@ -71,7 +71,8 @@ def plot_sweep(
     seeds. ``paper``: its top-1 by variant (column ``variant``); without it there is one panel. ``base``: the variant
     whose value of the setting is 1 on the axis, so that another scale's values stand under the same factors; without it
     the axis has the values themselves. A point is the mean over the seeds that count
-    (:func:`analysis.frames.load.counts`), a band from the lowest to the highest, a hollow point a collapsed run.
+    (:func:`analysis.frames.load.counts`), a band from the lowest to the highest, a hollow point a collapsed run
+    (a circle of complete collapse, a diamond of dimensional).
     ``width`` is in inches. Raises ValueError if ``runs`` has no such column or variant, or runs of several
     configurations that nothing in the frame tells apart.
     """
@@ -102,7 +103,7 @@ def plot_sweep(
         looks = _looks(runs, names)
         for line in ours:
             _draw(axes[0], line, looks[line.label])
-        _mark_collapsed(axes[0], runs[came_to(runs).isin(COLLAPSE)], setting, unit, looks)
+        _mark_collapsed(axes[0], runs, setting, unit, looks)
         axes[0].set_ylabel(f"{METRICS[metric].axis}, ours")
         fit_accuracy(axes[0], runs[ACCURACY].dropna().to_numpy(float), runs, metric)
         for line in theirs:
@@ -226,12 +227,12 @@ def _draw(ax: Axes, line: Line, look: tuple[str, Any]) -> None:
 def _mark_collapsed(
     ax: Axes, runs: pd.DataFrame, setting: str, unit: float, looks: Mapping[str, tuple[str, Any]]
 ) -> None:
-    """A hollow point over each run that collapsed."""
-    for _, run in runs.iterrows():
-        colour = looks[run[LINE]][0]
-        if math.isfinite(run[ACCURACY]):
+    """A hollow point over each run that collapsed, whose shape says how."""
+    for word, (_, run) in zip(came_to(runs), runs.iterrows(), strict=True):
+        if word in COLLAPSE and math.isfinite(run[ACCURACY]):
+            colour, marker = looks[run[LINE]][0], "D" if word == DIMENSIONAL else "o"
             at = [run[setting] / unit], [run[ACCURACY]]
-            ax.plot(*at, color=colour, marker="o", markersize=3.5, markerfacecolor="white", linestyle="none")
+            ax.plot(*at, color=colour, marker=marker, markersize=3.5, markerfacecolor="white", linestyle="none")
 
 
 def _finish(ax: Axes, ticks: Sequence[float], label: str, *, relative: bool) -> None:
@@ -280,8 +281,11 @@ def drawing(figure: Sweep, points: pd.DataFrame, runs: pd.DataFrame, paper: Mapp
     )
     several = any(len(values) > 1 for values in of_variants.values())
     caption += ", bars and bands from the lowest to the highest seed." if several else ": differences may be chance."
-    if came_to(ended).isin(COLLAPSE).any():
-        caption += " Hollow points are runs that collapsed."
+    words = set(came_to(ended)) & set(COLLAPSE)
+    if words - {DIMENSIONAL}:
+        caption += " Hollow circles are runs with a complete collapse."
+    if DIMENSIONAL in words:
+        caption += " Hollow diamonds are runs with a dimensional collapse."
     if (swept["outcome"] == "diverged").any():
         caption += " Runs that diverged are left out."
     known = {name: top1 for name, top1 in paper.items() if name in present}

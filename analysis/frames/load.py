@@ -142,7 +142,8 @@ def counted_or_all(runs: pd.DataFrame, hue: str) -> pd.DataFrame:
 # --- a run in words and hours ----------------------------------------------------------------------------------------
 
 
-COLLAPSE = ("complete collapse", "dimensional collapse", "collapsed")
+DIMENSIONAL = "dimensional collapse"
+COLLAPSE = ("complete collapse", DIMENSIONAL, "collapsed")  # the last is complete, of a run without a diagnosis
 
 
 def came_to(runs: pd.DataFrame) -> pd.Series[str]:

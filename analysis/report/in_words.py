@@ -12,6 +12,7 @@ from analysis.figures.groups import make_groups
 from analysis.figures.layout import reference_values
 from analysis.formats import format_estimate, percent_range
 from analysis.frames.load import accuracy_of, counts, describe_state
+from analysis.report.study_table import decimals_of
 from analysis.verdicts.verdicts import Verdict
 from simsiam.record.catalogue import METRICS
 
@@ -46,6 +47,7 @@ class Summary:
     measure: str  # of the accuracy, in words
     knn: float  # likewise, of the kNN
     num_runs: int
+    num_seeds: int  # that the accuracy rests on
     outcomes: dict[str, int]  # what runs came to, or how far they are, and how many
     loss: float
     z_std_relative: float
@@ -56,7 +58,7 @@ class Summary:
         states = ", ".join(_phrase(what, count, self.num_runs) for what, count in self.outcomes.items())
         if not self.accuracy_text:
             return f"{self.name}: no result ({states})"
-        seeds = f"{self.num_runs} seed{'s' if self.num_runs != 1 else ''}"
+        seeds = f"{self.num_seeds} seed{'s' if self.num_seeds != 1 else ''}"
         return f"{self.name}: {self.measure} {self.accuracy_text} % ({seeds}; {states})"
 
 
@@ -69,21 +71,23 @@ def _phrase(what: str, count: int, num_runs: int) -> str:
 
 def summaries(runs: pd.DataFrame) -> list[Summary]:
     """Each variant in a few numbers, in the order of the study."""
-    found, metric = [], accuracy_of(runs)
-    for group in make_groups(runs, "variant"):
-        of_variant = runs[runs["run"].isin(group.runs)]
+    found, metric = [], METRICS[accuracy_of(runs)]
+    of_variants = {group.label: runs[runs["run"].isin(group.runs)] for group in make_groups(runs, "variant")}
+    decimals = decimals_of(of_variants.values(), metric)
+    for name, of_variant in of_variants.items():
         ended = of_variant[counts(of_variant)]
-        values = ended[f"final_{metric}"].dropna()
-        text = format_estimate(float(values.mean()), float(values.std()), 1, 2) if len(values) else ""
+        values = ended[f"final_{metric.name}"].dropna()
+        text = format_estimate(float(values.mean()), float(values.std()), decimals) if len(values) else ""
         outcomes = of_variant.apply(describe_state, axis=1).value_counts(sort=False).to_dict()
         found.append(
             Summary(
-                name=group.label,
+                name=name,
                 accuracy=float(values.mean()),
                 accuracy_text=text,
-                measure=METRICS[metric].name_in_table,
+                measure=metric.name_in_table,
                 knn=float(ended["final_knn_top1"].mean()),
                 num_runs=len(of_variant),
+                num_seeds=len(values),
                 outcomes=outcomes,
                 loss=float(ended["final_loss"].mean()),
                 z_std_relative=float(ended["final_z_std_relative"].mean()),
@@ -126,7 +130,8 @@ def answer(verdicts: Sequence[Verdict], runs: pd.DataFrame) -> str:
         return f"No answer yet: the runs that decide it have not ended. It is claimed: {says[0].lower()}{says[1:]}."
     else:
         so_far = {"agrees": "so it looks", "disagrees": "it does not look so", "unclear": "it is open"}
-        text = f"{says}: {so_far[first.direction]} {at}, but {open_ending}."
+        joined = ": " if first.direction == "unclear" else ", but "
+        text = f"{says}: {so_far[first.direction]} {at}{joined}{open_ending}."
     if others:
         found = Counter(_TALLY.get(verdict.outcome) or _TALLY[verdict.direction] for verdict in others)
         parts = [f"{number} {many if number > 1 else one}" for (one, many), number in found.items()]

@@ -91,13 +91,15 @@ def report(
     note: str = "",
     command: str = "",
     live: Live | None = None,
+    linked: bool = True,
 ) -> ReportFiles:
     """Write ``index.html``, ``figure*.{pdf,svg,png}`` and ``table.{md,tex,csv}`` into ``out_dir``.
 
     Works at any time: what has not been run or is still running is a dash with its reason. The files are made in a
     folder beside ``out_dir`` and renamed into it at the end, so an interrupted report leaves the one before it; other
     files in ``out_dir`` stay. ``note`` goes under the table, ``command`` on the page, which reloads itself if it
-    is ``live``. Raises OSError if ``out_dir`` cannot be written.
+    is ``live``, and has links to the run folders if it is ``linked``: if these stay where they are. Raises OSError if
+    ``out_dir`` cannot be written.
     """
     points, runs = gather(variants, runs_dir)
     paper = {variant.name: variant.paper for variant in variants}
@@ -112,7 +114,18 @@ def report(
     made = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
         drawn = _make(
-            made, study, variants, points, runs, table, judged, scale=scale, command=command, out_dir=out_dir, live=live
+            made,
+            study,
+            variants,
+            points,
+            runs,
+            table,
+            judged,
+            scale=scale,
+            command=command,
+            out_dir=out_dir,
+            live=live,
+            linked=linked,
         )
         # The page comes last: it holds the whole report, and is replaced in one step.
         names = sorted((path.name for path in made.iterdir()), key=lambda name: (name == "index.html", name))
@@ -203,6 +216,7 @@ def _make(
     command: str,
     out_dir: Path,
     live: Live | None,
+    linked: bool,
 ) -> list[Drawing]:
     paper = {variant.name: variant.paper.top1 for variant in variants if variant.paper.top1 is not None}
     drawn = drawings(study.figures, points, runs, paper)
@@ -227,6 +241,7 @@ def _make(
         pairing=seeds_in_common(variants, runs),
         noise=noise(variants, runs),
         live=live,
+        linked=linked,
     )
     (folder / "index.html").write_text(html, encoding="utf-8")
     return drawn

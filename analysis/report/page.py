@@ -62,8 +62,12 @@ def render(
     pairing: str = "",
     noise: Sequence[tuple[str, Sources]] = (),
     live: Live | None = None,
+    linked: bool = True,
 ) -> str:
-    """The page as text. ``settings`` are those of each variant, by dotted path; ``out_dir`` is where it will lie."""
+    """The page as text. ``settings`` are those of each variant, by dotted path; ``out_dir`` is where it will lie.
+
+    ``linked``: whether run folders stay where they are, and so have links.
+    """
     differing, shared = split_settings(settings)
     return template("page.html.jinja").render(
         study=study,
@@ -84,7 +88,7 @@ def render(
             for metric in dict.fromkeys((accuracy_of(runs), "knn_top1"))
             for name, (low, high), _ in reference_values(runs, metric)
         ],
-        runs=run_lines(runs, out_dir),
+        runs=run_lines(runs, out_dir, linked=linked),
         provenance=provenance(runs),
         cost=cost(runs),
         pairing=pairing,
@@ -145,7 +149,7 @@ def show(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def run_lines(runs: pd.DataFrame, out_dir: Path) -> list[dict[str, str]]:
+def run_lines(runs: pd.DataFrame, out_dir: Path, *, linked: bool = True) -> list[dict[str, str]]:
     """A line for each run, with a link to its folder that holds as long as page and runs stay where they are."""
     lines, accuracy = [], f"final_{accuracy_of(runs)}"
     for (_, run), does_count in zip(runs.iterrows(), counts(runs), strict=True):
@@ -163,7 +167,7 @@ def run_lines(runs: pd.DataFrame, out_dir: Path) -> list[dict[str, str]]:
                 "time": DASH if pd.isna(run["seconds"]) else format_seconds(run["seconds"]),
                 "note": run["note"],
                 "run": run["run"],
-                "link": "" if run["state"] == "missing" else link,
+                "link": link if linked and run["state"] != "missing" else "",
             }
         )
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import IO
@@ -16,14 +16,15 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from analysis.formats import DASH
 from analysis.frames.load import accuracy_of, came_to, counts
 from analysis.report import page
-from analysis.report.study_table import estimate_entry, paper_entry
+from analysis.report.study_table import decimals_of, estimate_entry, paper_entry
 from analysis.report.table import Column, Entry, Table
 from experiments.studies.study import PaperResult, Scale, Study
 from simsiam.record.atomic_files import write_atomically
-from simsiam.record.catalogue import METRICS
+from simsiam.record.catalogue import METRICS, Metric
 
 FILE = Path(__file__).with_suffix(".yaml")
 PAPER, OURS = "paper", "ours"
+TITLE = "The paper's tables, and ours"
 
 
 class Row(BaseModel):
@@ -81,8 +82,13 @@ def tables(results: Mapping[str, StudyResults], scale: Scale) -> Iterator[Table]
 
 def _table(layout: Layout, results: Mapping[str, StudyResults], scale: Scale) -> Table:
     metric = METRICS[accuracy_of(results[layout.study].runs)]
-    cells = [[_cell(*layout.place(name), results, metric.name) for name in row.of] for row in layout.rows]
+    places = [layout.place(name) for row in layout.rows for name in row.of]
+    of_variants = [runs[runs["variant"] == variant] for study, variant in places for runs in [results[study].runs]]
+    decimals = decimals_of(of_variants, metric)
+    cells = [[_cell(*layout.place(name), results, metric, decimals) for name in row.of] for row in layout.rows]
     ours = f"Ours: {metric.heading}, {scale.name} scale, mean ± sample standard deviation over seeds."
+    if not any(counts(runs).any() for runs in of_variants):
+        ours = f"Ours: no run has ended at {scale.name} scale."
     notes = tuple(text for text in (ours, layout.note) if text)
     texts = [Column(f"text{at}", heading, is_number=False) for at, heading in enumerate(layout.text)]
     if layout.transposed:
@@ -101,7 +107,9 @@ def _table(layout: Layout, results: Mapping[str, StudyResults], scale: Scale) ->
     return Table(layout.title, (*texts, *numbers), tuple(rows), notes)
 
 
-def _cell(study: str, variant: str, results: Mapping[str, StudyResults], metric: str) -> tuple[Entry, Entry]:
+def _cell(
+    study: str, variant: str, results: Mapping[str, StudyResults], metric: Metric, decimals: int
+) -> tuple[Entry, Entry]:
     """The paper's number and ours, with the word for what our runs came to unless all are healthy."""
     of_study = results[study]
     paper: PaperResult = next(each.paper for each in of_study.study.variants if each.name == variant)
@@ -111,11 +119,17 @@ def _cell(study: str, variant: str, results: Mapping[str, StudyResults], metric:
     if variant not in of_study.runs["variant"].cat.categories:
         return theirs, Entry(reason="not at this scale")
     runs = of_study.runs[of_study.runs["variant"] == variant]
-    ours = estimate_entry(runs, METRICS[metric], say_how_many=True)
+    ours = estimate_entry(runs, metric, decimals, say_how_many=True)
     words = [word for word in dict.fromkeys(came_to(runs)) if word not in ("", "healthy")]
     if not ours.text or not words:
         return theirs, ours
     return theirs, Entry(f"{ours.text}, {' or '.join(words)}", exact=ours.exact)
+
+
+def runs_of(results: Mapping[str, StudyResults]) -> pd.DataFrame:
+    """The runs of all studies, each once."""
+    runs: pd.DataFrame = pd.concat([each.runs for each in results.values()]).drop_duplicates("run")
+    return runs
 
 
 def write(
@@ -133,19 +147,31 @@ def write(
     """
     found = list(tables(results, scale))
     folder.mkdir(parents=True, exist_ok=True)
-    runs = pd.concat([each.runs for each in results.values()]).drop_duplicates("run")
+    runs = runs_of(results)
     ended = f"{int(counts(runs).sum())} of {len(runs)} runs have ended and did not diverge."
-    head = f"# The paper's tables, and ours at {scale.name} scale\n\nMade by\n\n    {command}\n\n{ended}\n"
+    head = f"# {TITLE} at {scale.name} scale\n\nMade by\n\n    {command}\n\n{ended}\n"
     warning = f"\n**These are no results.** {no_results}\n" if no_results else ""
     document = "\n".join([head, warning, *(f"## {table.markdown()}" for table in found)])
-    texts = {folder / "tables.md": document, folder / "tables.tex": "\n".join(table.latex() for table in found)}
+    texts = {folder / "tables.md": document, folder / "tables.tex": "\n".join(_latex(table) for table in found)}
     for path, text in (texts | ({markdown: document} if markdown else {})).items():
         write_atomically(path, partial(_put, text), aside=str(os.getpid()), mode="w")
     html = page.template("paper.html.jinja").render(
-        scale=scale.name, note=scale.note, ended=ended, tables=found, command=command, no_results=no_results
+        title=TITLE,
+        scale=scale.name,
+        note=scale.note,
+        ended=ended,
+        tables=found,
+        command=command,
+        no_results=no_results,
     )
     page.write_page(folder / "index.html", html)
     return folder / "index.html"
+
+
+def _latex(table: Table) -> str:
+    """LaTeX numbers tables by itself, so that the paper's number stands behind."""
+    number, _, what = table.caption.partition(": ")
+    return replace(table, caption=f"{what[0].upper()}{what[1:]} ({number} of the paper).").latex()
 
 
 def _put(text: str, file: IO[str]) -> None:

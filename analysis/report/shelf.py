@@ -1,7 +1,7 @@
 """Where reports lie: each in a folder of its own, so that none takes the place of another, and a page that lists all.
 
-A report is of a study's file, a scale, run folders and settings from the command line. ``report.json`` in its folder
-says of which, and what came of it; the list is made from these files alone.
+A report is of a study's file, a scale, run folders, settings from the command line and sources of the user's own parts.
+``report.json`` in its folder says of which, and what came of it; the list is made from these files alone.
 """
 
 from __future__ import annotations
@@ -10,43 +10,58 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import pandas as pd
+
 from analysis.report import page
 from analysis.report.all_studies import counts, progress
-from analysis.report.one_study import ReportFiles
 from analysis.report.page import write_page
-from experiments.studies.study import HERE, Study
+from analysis.verdicts.verdicts import Verdict
+from experiments.studies.study import HERE, Cell, Study
 from simsiam.errors import SettingsError
 from simsiam.record.atomic_files import write_atomically
+from simsiam.settings.own import own_parts
 
 RECORD, LIST = "report.json", "reports.html"
+KEYS = ("study", "scale", "runs", "set", "sources")  # of the record: what the report is of
 
 
 @dataclass(frozen=True)
 class Subject:
     """What a report is of."""
 
-    study: Study
+    study: Study | None  # None: of the paper's tables
     scale: str
-    runs: Path
+    runs: Path  # a folder of runs, or an archive of them
     overrides: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()  # the pinned names of the user's own parts
 
     def record(self, folder: Path) -> dict[str, Any]:
         """As ``report.json`` in a folder has it; paths are relative to it, so that a project may be moved whole."""
-        path = self.study.path
-        shipped = path is not None and path.resolve().parent == (HERE / "studies").resolve()
-        own = str(path) if path is None or shipped else _relative(path, folder)
         return {
-            "study": self.study.name if shipped or path is None else own,
+            "study": "paper" if self.study is None else _name(self.study, folder),
             "scale": self.scale,
             "runs": _relative(self.runs, folder),
             "set": list(self.overrides),
+            **({"sources": list(self.sources)} if self.sources else {}),
         }
+
+
+def _name(study: Study, folder: Path) -> str:
+    """Of one that ships its name, of others where its file is."""
+    path = study.path
+    shipped = path is None or path.resolve().parent == (HERE / "studies").resolve()
+    return study.name if path is None or shipped else _relative(path, folder)
+
+
+def sources_of(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """The pinned names of the parts of the user's own in some cells."""
+    return tuple(sorted({value for cell in cells for value in own_parts(cell.settings).values()}))
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -92,7 +107,7 @@ def check_free(subject: Subject, folder: Path) -> None:
 def _held(folder: Path) -> dict[str, Any] | None:
     """What the report in a folder is of; None if there is none, or it does not say."""
     content = _read(folder)
-    return {key: content[key] for key in ("study", "scale", "runs", "set") if key in content} or None
+    return {key: content[key] for key in KEYS if key in content} or None
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -103,17 +118,21 @@ def _read(folder: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def put(subject: Subject, files: ReportFiles) -> None:
+def put(subject: Subject, folder: Path, title: str, runs: pd.DataFrame, verdicts: Sequence[Verdict] = ()) -> None:
     """Record beside a report what it is of, and what came of it."""
-    folder = files.page.parent
     record = {
         **subject.record(folder),
-        "title": files.study.title,
-        **progress(files.runs),
-        "claims": counts(files.verdicts),
+        "title": title,
+        **progress(runs),
+        "claims": counts(verdicts),
     }
     text = json.dumps(record, indent=1) + "\n"
     write_atomically(folder / RECORD, lambda file: file.write(text.encode()), aside=str(os.getpid()))
+
+
+def _seen_from(folder: Path, below: Path, path: str) -> str:
+    """A path that is relative to a report's folder, relative to the page that lists it."""
+    return _relative(below / path, folder) if path else ""
 
 
 def write_list(folder: Path) -> Path | None:
@@ -125,7 +144,7 @@ def write_list(folder: Path) -> Path | None:
             "link": f"{quote(below.name)}/index.html",
             "scale": str(content.get("scale", "")),
             "set": " ".join(map(str, content.get("set", ()))),
-            "runs": str(content.get("runs", "")),
+            "runs": _seen_from(folder, below, str(content.get("runs", ""))),
             "ended": f"{content.get('ended', 0)} of {content.get('asked', 0)}",
             "claims": ", ".join(f"{num} {outcome}" for outcome, num in content.get("claims", {}).items() if num),
         }

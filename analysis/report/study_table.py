@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from analysis.formats import DASH, format_estimate, format_hours, format_seconds
+from analysis.formats import DASH, common_decimals, format_estimate, format_hours, format_seconds
 from analysis.frames.load import counts, describe_state, device_hours
 from analysis.report.differences import OURS_NONE, PAPER_NONE, Differences
 from analysis.report.table import Column, Entry, Table
@@ -16,6 +17,8 @@ from experiments.studies.design import LEVEL
 from experiments.studies.published import NAMES, Published
 from experiments.studies.study import PaperResult
 from simsiam.record.catalogue import METRICS, TABLE, Metric
+
+FloatArray = npt.NDArray[np.float64]
 
 
 def study_table(
@@ -57,14 +60,19 @@ def study_table(
         Column("outcome", "outcome (runs)", ours, is_number=False),
         Column("cost", "cost per run", ours),
     ]
+    of_variants = {name: runs[runs["variant"] == name] for name in paper}
+    decimals = {name: decimals_of(of_variants.values(), METRICS[name]) for name in metrics}
     rows = []
     for name, result in paper.items():
-        of_variant = runs[runs["variant"] == name]
+        of_variant = of_variants[name]
         entries = {
             "variant": Entry(name or "(no name)", exact={"": name}),
             "paper_top1": paper_entry(result),
             "published": published_entry((published or {}).get(name, ())),
-            **{name: estimate_entry(of_variant, METRICS[name], say_how_many=name == metrics[0]) for name in metrics},
+            **{
+                name: estimate_entry(of_variant, METRICS[name], decimals[name], say_how_many=name == metrics[0])
+                for name in metrics
+            },
             "difference": differences.difference_entry(name),
             "direction": differences.direction_entry(name),
             "outcome": outcome_entry(of_variant),
@@ -160,20 +168,33 @@ def published_entry(numbers: Sequence[Published]) -> Entry:
     return Entry("; ".join(texts), "" if texts else "none known", exact)
 
 
-def estimate_entry(runs: pd.DataFrame, metric: Metric, *, say_how_many: bool = False) -> Entry:
+def decimals_of(variants: Iterable[pd.DataFrame], metric: Metric) -> int:
+    """The decimals of a metric's column, of the runs of each variant in it."""
+    samples = (_finals(runs, metric) for runs in variants)
+    return common_decimals((_sd(values) for values in samples if len(values)), metric.decimals, metric.most_decimals)
+
+
+def _finals(runs: pd.DataFrame, metric: Metric) -> FloatArray:
+    values: FloatArray = runs.loc[counts(runs), f"final_{metric.name}"].to_numpy(float)
+    finite: FloatArray = values[np.isfinite(values)]
+    return finite
+
+
+def _sd(values: FloatArray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else math.nan
+
+
+def estimate_entry(runs: pd.DataFrame, metric: Metric, decimals: int, *, say_how_many: bool = False) -> Entry:
     """Mean and standard deviation of a metric's final value over the runs of a variant that ended with one.
 
     ``say_how_many``: those that did, where it is not all.
     """
-    ended = runs[counts(runs)]
-    values = ended[f"final_{metric.name}"].dropna().to_numpy(float)
-    values = values[np.isfinite(values)]
-    mean = float(values.mean()) if len(values) else math.nan
-    sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    values = _finals(runs, metric)
+    mean, sd = float(values.mean()) if len(values) else math.nan, _sd(values)
     exact: dict[str, float | int | str] = {"_mean": mean, "_sd": sd, "_runs": len(values)}
     if not len(values):
         return Entry(reason=_why_nothing(runs), exact=exact)
-    text = format_estimate(mean, sd, metric.decimals, metric.most_decimals)
+    text = format_estimate(mean, sd, decimals)
     if say_how_many and len(values) < len(runs):
         text += f" ({len(values)} of {len(runs)})"
     return Entry(text, exact=exact)

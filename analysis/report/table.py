@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -100,34 +101,20 @@ class Table:
         return f"| {' | '.join(padded)} |"
 
     def latex(self) -> str:
-        """A booktabs table of the width of the text, over both columns of a paper with two.
+        """A booktabs table within the width of the text, over both columns of a paper with two.
 
-        Needs ``\\usepackage{booktabs}`` and, before TeX Live 2018, UTF-8 input.
+        Cells are plain, but for columns whose long texts would not fit: these break their lines. Of more columns than
+        fit in this way, the last ones stand below the first, again with the names of the rows. Needs
+        ``\\usepackage{booktabs}`` and, before TeX Live 2018, UTF-8 input.
         """
-        alignment = "".join("r" if column.is_number else "l" for column in self.columns)
-        widths = self._shares()
-        above, rules, at = [], [], 1
-        for name, span in self.groups():
-            above.append(f"\\multicolumn{{{span}}}{{c}}{{{escape_latex(name)}}}" if name else " & ".join([""] * span))
-            if name:
-                rules.append(f"\\cmidrule(lr){{{at}-{at + span - 1}}}")
-            at += span
-        body = [" & ".join(_latex_cell(*cell, widths) for cell in self.cells(row)) + r" \\" for row in self.rows]
+        panels = [panel._latex_panel() for panel in self._panels()]
         return "\n".join(
             [
                 "% needs \\usepackage{booktabs}",
                 r"\begin{table*}",
-                r"\centering\scriptsize\setlength{\tabcolsep}{2pt}",
-                rf"\caption{{{escape_latex(self.caption)}}}",
-                rf"\begin{{tabular}}{{{alignment}}}",
-                r"\toprule",
-                " & ".join(above) + r" \\",
-                " ".join(rules),
-                " & ".join(_latex_box(column, column.heading, widths, "b") for column in self.columns) + r" \\",
-                r"\midrule",
-                *body,
-                r"\bottomrule",
-                r"\end{tabular}",
+                rf"\centering\scriptsize\setlength{{\tabcolsep}}{{{GAP / 2:g}pt}}",
+                rf"\caption{{{escape_latex(self.caption)}}}\smallskip",
+                "\n\\par\\medskip\n".join(panels),
                 r"\par\medskip\begin{minipage}{\linewidth}\raggedright",
                 *(rf"{escape_latex(note)}\par" for note in self.notes),
                 r"\end{minipage}",
@@ -136,23 +123,89 @@ class Table:
             ]
         )
 
-    def _shares(self) -> dict[str, float]:
-        """The part of the text's width that each column takes, by its key.
+    def _panels(self) -> list[Table]:
+        """The table in parts whose columns fit beside each other; each begins with the first column."""
+        rooms = self._rooms()
+        if sum(least for least, _, _ in rooms) + GAP * (len(rooms) - 1) <= LINE:
+            return [self]
+        # Texts that break need a little more than their longest word, so as not to stand in a column of words.
+        wanted = [GAP + min(whole, least + 15) for least, whole, _ in rooms]
+        parts: list[list[int]] = [[0]]
+        for at in range(1, len(self.columns)):
+            if len(parts[-1]) > 1 and sum(wanted[place] for place in (*parts[-1], at)) > LINE + GAP:
+                parts.append([0])
+            parts[-1].append(at)
+        return [
+            Table(
+                self.caption,
+                tuple(self.columns[at] for at in part),
+                tuple(tuple(row[at] for at in part) for row in self.rows),
+                (),
+            )
+            for part in parts
+        ]
 
-        Each has room for its longest word; what is left of :data:`LINE` goes to those with long texts.
-        """
-        texts = [[column.heading] for column in self.columns]
+    def _latex_panel(self) -> str:
+        layout = self._latex_columns()
+        body = [_latex_row([_latex_cell(*cell, layout) for cell in self.cells(row)], layout) for row in self.rows]
+        return "\n".join(
+            [
+                rf"\begin{{tabular}}{{@{{}}{''.join(each.alignment for each in layout.values())}@{{}}}}",
+                r"\toprule",
+                *self._latex_head(layout),
+                r"\midrule",
+                *body,
+                r"\bottomrule",
+                r"\end{tabular}",
+            ]
+        )
+
+    def _latex_head(self, layout: Mapping[str, LatexColumn]) -> list[str]:
+        """The groups, if there are any, then the headings: the lines of a long one are rows, the last is the lowest."""
+        above, rules, at = [], [], 1
+        for name, span in self.groups():
+            above.append(f"\\multicolumn{{{span}}}{{c}}{{{escape_latex(name)}}}" if name else " & ".join([""] * span))
+            if name:
+                rules.append(f"\\cmidrule(lr){{{at}-{at + span - 1}}}")
+            at += span
+        headings = [_wrapped(each.heading, layout[each.key].room) for each in self.columns]
+        height = max(map(len, headings))
+        rows = zip(*([""] * (height - len(lines)) + lines for lines in headings), strict=True)
+        lines = [
+            _latex_row([layout[key].cell(escape_latex(text)) for key, text in zip(layout, row, strict=True)], layout)
+            for row in rows
+        ]
+        return [*([" & ".join(above) + r" \\", " ".join(rules)] if rules else []), *lines]
+
+    def _rooms(self) -> list[tuple[float, float, float]]:
+        """Of each column how many points its longest word takes, how many all in full, and of these its entries."""
+        texts: list[list[str]] = [[] for _ in self.columns]
         for row in self.rows:
             covered = 0
             for _, entry, span in self.cells(row):
-                texts[covered] += [entry.full] if span == 1 else []
+                texts[covered] += [_together(entry.full)] if span == 1 else []
                 covered += span
-        least = [GAP + max(len(word) for text in column for word in text.split()) for column in texts]
-        wanted = [max(0.0, GAP + max(map(len, column)) - word) for column, word in zip(texts, least, strict=True)]
-        spare = max(0, LINE - sum(least)) / max(sum(wanted), 1)
-        rooms = [word + min(spare, 1) * more for word, more in zip(least, wanted, strict=True)]
-        whole = max(sum(rooms), LINE)
-        return {column.key: room / whole for column, room in zip(self.columns, rooms, strict=True)}
+        rooms = []
+        for column, entries in zip(self.columns, texts, strict=True):
+            least = max(_width(word) for text in [*entries, column.heading] for word in text.split(" "))
+            full = max(map(_width, entries), default=0.0)
+            rooms.append((least, max(least, full, min(_width(column.heading), HEADING)), full))
+        return rooms
+
+    def _latex_columns(self) -> dict[str, LatexColumn]:
+        """How each column is set, by its key.
+
+        Each has room for its longest word. If what is left of :data:`LINE` is not enough for all texts in full, the
+        long ones share it, and break.
+        """
+        rooms = self._rooms()
+        spare = LINE - GAP * (len(rooms) - 1) - sum(least for least, _, _ in rooms)
+        share = min(1.0, max(0.0, spare / max(1.0, sum(whole - least for least, whole, _ in rooms))))
+        return {
+            column.key: LatexColumn("r" if column.is_number else "l", room, breaks=room < full - 0.01)
+            for column, (least, whole, full) in zip(self.columns, rooms, strict=True)
+            for room in [least + share * (whole - least)]
+        }
 
     def csv(self) -> str:
         """Exact values, one column each; what is not there is ``nan``, and ``outcome`` says why."""
@@ -174,18 +227,65 @@ class Table:
 # --- LaTeX ---------------------------------------------------------------------------------------------------------
 
 
-LINE = 120  # characters of \scriptsize in 397 pt, the narrowest text of conferences
-GAP = 1.5  # characters, between two columns
+LINE = 390.0  # points: the narrowest text of conferences, and a little air
+GAP = 5.0  # points between two columns
+HEADING = 60.0  # points of a heading in one line, where there is room
+_NARROW, _WIDE = set("iljtfrI.,:;'!|()[]/- \N{NO-BREAK SPACE}"), set("mwMW±×%–−+=<>√")  # noqa: RUF001
 
 
-def _latex_box(column: Column, text: str, shares: Mapping[str, float], at: str = "t") -> str:
-    """A text in as many lines as its column's share of the width takes; ``at``: which of them stands on the row's."""
-    side = "left" if column.is_number else "right"
-    width = rf"\dimexpr{shares[column.key]:.3f}\linewidth-2\tabcolsep"
-    return rf"\parbox[{at}]{{{width}}}{{\ragged{side} {escape_latex(text)}\strut}}"
+@dataclass(frozen=True)
+class LatexColumn:
+    """How a column is set: on which side, how many points wide, and whether its long texts break."""
+
+    side: str
+    room: float
+    breaks: bool
+
+    @property
+    def alignment(self) -> str:
+        return rf"p{{{self.room / LINE:.3f}\linewidth}}" if self.breaks else self.side
+
+    def cell(self, text: str) -> str:
+        """A text in it; one that breaks has its side from the cell."""
+        return rf"\ragged{'left' if self.side == 'r' else 'right'} {text}" if self.breaks and text else text
 
 
-def _latex_cell(column: Column, entry: Entry, span: int, shares: Mapping[str, float]) -> str:
+def _width(text: str) -> float:
+    """About how many points a text takes in ``\\scriptsize``."""
+    return sum(2.9 if c in _NARROW else 6.2 if c in _WIDE else 5.5 if c.isupper() else 4.0 for c in text)
+
+
+def _wrapped(text: str, room: float) -> list[str]:
+    """A text in lines of so many points, broken between words."""
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and _width(longer) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _together(text: str) -> str:
+    """A text whose numbers do not break: before their spreads and units, and between the ends of an interval."""
+    return re.sub(
+        r" (?=[±%]|(?:s|h|min)\b)|(?<=±) |(?<=\d) (?=(?:to|of) )|(?<=\d (?:to|of)) ", "\N{NO-BREAK SPACE}", text
+    )
+
+
+def _latex_row(cells: Sequence[str], layout: Mapping[str, LatexColumn]) -> str:
+    r"""Cells as a row. After ``\raggedright`` in the last one ``\\`` is the end of a line, not of a row.
+
+    What begins with a bracket would be read as an option of the row above.
+    """
+    end = r"\tabularnewline" if [*layout.values()][-1].breaks else r"\\"
+    first = f"{{}}{cells[0]}" if cells[0].startswith(("[", "*")) else cells[0]
+    return f"{' & '.join([first, *cells[1:]])} {end}"
+
+
+def _latex_cell(column: Column, entry: Entry, span: int, layout: Mapping[str, LatexColumn]) -> str:
+    text = escape_latex(_together(entry.full))
     if span > 1:
-        return rf"\multicolumn{{{span}}}{{c}}{{{escape_latex(entry.full)}}}"
-    return _latex_box(column, entry.full, shares)
+        return rf"\multicolumn{{{span}}}{{c}}{{{text}}}"
+    return layout[column.key].cell(text)

@@ -44,6 +44,9 @@ class Quantity:
         return replace(self, values={seed: self.values[seed] for seed in seeds if seed in self.values})
 
 
+EVENTS = {"collapsed": "complete collapse"}  # in words, where a name could mean more than the event is
+
+
 @dataclass(frozen=True)
 class Count:
     """In how many seeds something happened."""
@@ -172,7 +175,8 @@ class StudyRuns:
         ended = self.ended(check.of)
         if isinstance(check, Event):
             happened = {int(run["seed"]): any(_has(run, event) for event in check.event) for _, run in ended.iterrows()}
-            return Count(f"'{check.of}': {' or '.join(check.event)}", happened, check.how_often, check.rate)
+            events = " or ".join(EVENTS.get(event, event) for event in check.event)
+            return Count(f"'{check.of}': {events}", happened, check.how_often, check.rate)
         low = -math.inf if check.low is None else check.low
         high = math.inf if check.high is None else check.high
         happened = {}

@@ -103,8 +103,14 @@ class Verdict:
         """What it waits for, and what each check came to, in a sentence each."""
         waiting = list(dict.fromkeys(text for finding in self.findings for text in finding.waiting))
         sentences = [f"Waiting for {_listed(waiting)}."] if waiting else []
-        sentences += [_sentence(finding.reading) for finding in self.findings if finding.reading]
+        sentences += [_sentence(self._without_label(finding)) for finding in self.findings if finding.reading]
         return " ".join([*sentences, *([self.cost] if self.cost else [])])
+
+    def _without_label(self, finding: Finding) -> str:
+        """A check's reading, without the answer where the label gives it: it is open, and points as the claim does."""
+        if finding.outcome != "undecided" or self.outcome != "undecided" or finding.direction != self.direction:
+            return finding.reading
+        return finding.reading.removeprefix(ANSWERS.get((finding.outcome, finding.direction), "")).lstrip()
 
     @property
     def conclusion(self) -> str:

@@ -44,16 +44,20 @@ class OtherCode:
     num_done: int
     files: tuple[str, ...]  # that differ, as far as it is on record
     num_unknown: int  # of these runs: which files differ is not on record
+    num_newer: int = 0  # runs of the same cells that the code at hand made beside them
 
     def __str__(self) -> str:
         shown = ", ".join(self.files[:4]) + (f" and {len(self.files) - 4} more" if len(self.files) > 4 else "")
         differ = f": {shown} changed since" if shown else ""
         unknown = f" (of {self.num_unknown}, which files is not on record)" if self.num_unknown else ""
-        return (
+        text = (
             f"{self.num_other} of {self.num_done} done runs were made by other training code than that at hand{differ}"
-            f"{unknown}. They count as they are; `run --retrain` makes new ones beside them,"
-            " and --runs with another folder keeps the two apart."
+            f"{unknown}. They count as they are; "
         )
+        if self.num_newer:
+            newer = f"{self.num_newer} newer {'run' if self.num_newer == 1 else 'runs'} by the code at hand"
+            return f"{text}{newer} {'is' if self.num_newer == 1 else 'are'} there: --set code={training_code()}"
+        return f"{text}`run --retrain` makes new ones beside them, and --runs with another folder keeps the two apart."
 
 
 def other_code(runs: Path, done: Iterable[str]) -> OtherCode | None:

@@ -9,8 +9,10 @@ import io
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.colors
@@ -27,10 +29,10 @@ from analysis.figures import style
 from analysis.figures.groups import make_groups
 from analysis.figures.layout import spread
 from analysis.figures.training import mean_and_range, split_by_length
-from analysis.formats import format_estimate, format_hours, format_seconds
+from analysis.formats import common_decimals, format_estimate, format_hours, format_seconds
 from analysis.report.one_study import gather, report_variants
 from analysis.report.study_table import study_table
-from analysis.report.table import Table
+from analysis.report.table import Column, Entry, Table
 from experiments.plan import make_plan
 from experiments.studies.study import PaperResult, load_scale, load_study, study_names
 from simsiam.errors import SettingsError
@@ -358,8 +360,10 @@ def test_numbers_in_the_table_are_those_of_numpy(pair: Path) -> None:
     assert float(exact[0]["cost_seconds_per_run"]) == pytest.approx(110)
     assert float(exact[0]["cost_device_hours_per_run"]) == pytest.approx(110 * 2 / 3600)
     first, second = table.lines()
-    values = np.array([final["linear_top1"] for final in finals["with"]])
-    assert first[:3] == ["with", "67.7 ± 0.1 (5 trials)", format_estimate(values.mean(), values.std(ddof=1), 1, 2)]
+    values, others = (np.array([final["linear_top1"] for final in finals[name]]) for name in ("with", "without"))
+    decimals = common_decimals([values.std(ddof=1), others.std(ddof=1)], 1, 2)
+    own = format_estimate(values.mean(), values.std(ddof=1), decimals)
+    assert first[:3] == ["with", "67.7 ± 0.1 (5 trials)", own]
     assert first[7:] == ["healthy (3/3)", "1.8 min, 0.061 core-h"]
     assert second[1] == "0.1"
     assert second[7] == "collapsed (3/3)"
@@ -431,7 +435,15 @@ def test_what_was_not_run_is_a_dash_with_its_reason(tmp_path: Path) -> None:
     ],
 )
 def test_numbers_round_by_their_uncertainty(mean: float, sd: float, text: str) -> None:
-    assert format_estimate(mean, sd, 1, 2) == text
+    assert format_estimate(mean, sd, common_decimals([sd], 1, 2)) == text
+
+
+def test_a_column_has_as_many_decimals_as_its_best_known_number_needs() -> None:
+    spreads = [3.4, 0.14, math.nan, 0.0]
+    decimals = common_decimals(spreads, 1, 2)
+    shown = [format_estimate(mean, sd, decimals) for mean, sd in zip([10.2, 12.3, 13.24, 13.2], spreads, strict=True)]
+    assert shown == ["10.20 ± 3.40", "12.30 ± 0.14", "13.24", "13.20 ± 0.00"]
+    assert common_decimals([], 1, 2) == 1
 
 
 def test_times() -> None:
@@ -516,6 +528,24 @@ def test_latex_is_no_wider_than_the_text(tmp_path: Path) -> None:
     ]
     log = compile_latex(tmp_path, *(table.latex() for table in tables), options="twocolumn")
     assert "Overfull" not in log
+
+
+def test_a_latex_table_that_fits_has_plain_cells_and_no_number_breaks() -> None:
+    columns = (Column("v", "variant", is_number=False), Column("a", "top-1 (%)", "Ours"))
+    fits = Table("A", columns, ((Entry("one"), Entry("11.3 ± 0.4 (1 of 2)")), (Entry("[two]"), Entry("9.0"))), ())
+    assert r"one & 11.3~$\pm$~0.4 (1~of~2) \\" in fits.latex()
+    assert "p{" not in fits.latex().partition("tabular")[2].partition(r"\bottomrule")[0]
+    assert r"{}[two] & 9.0 \\" in fits.latex(), "else it would be an option of the row above"
+    flat = replace(fits, columns=tuple(replace(column, group="") for column in columns))
+    assert flat.latex().split(r"\toprule")[1].split()[0] == "variant", "no empty row above headings without groups"
+    wide = Table("A", columns, ((Entry("a long text " * 20), Entry("11.3 ± 0.4")),), ())
+    assert r"{@{}p{" in wide.latex()
+    names = [f"c{at}" for at in range(30)]
+    many = Table("A", tuple(Column(name, name) for name in names), (tuple(Entry("123.45 ± 0.12") for _ in names),), ())
+    parts = many.latex().split(r"\begin{tabular}")[1:]
+    assert len(parts) > 1
+    assert all(re.search(r"\bc0\b", part) for part in parts), "each has the names of the rows"
+    assert all(sum(len(re.findall(rf"\b{name}\b", part)) for part in parts) == 1 for name in names[1:])
 
 
 def test_latex_of_every_study_compiles(tmp_path: Path) -> None:

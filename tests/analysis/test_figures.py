@@ -467,7 +467,7 @@ def test_the_page_shows_each_figure_with_its_words(geometry: Path, tmp_path: Pat
         assert drawing.caption in parsed.text
     sweep, _, cosine, linear, spectrum, map_ = files.drawings
     assert "paper 67.7 %" in sweep.alt
-    assert "Hollow points" in sweep.caption
+    assert "Hollow circles are runs with a complete collapse." in sweep.caption
     assert "since no run logged it: predictor_alignment" in cosine.caption
     assert "ours by logistic regression at the end of training, the paper's" in linear.caption
     assert "up to rank 2" in spectrum.alt

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -120,7 +122,7 @@ def test_a_study_in_progress(tmp_path: Path) -> None:
     write_run(runs, WITH, 1, state="running", until=3.2)
     write_run(runs, WITH, 9)  # not asked for, but there
     files = make(runs, tmp_path / "out", variant("with", WITH, 0, 1, 2), variant("without", WITHOUT, 0))
-    assert "(4 seeds; 2 healthy, 1 running, epoch 3/8, 1 not run); without: no result (not run)." in files.answer
+    assert "(2 seeds; 2 healthy, 1 running, epoch 3/8, 1 not run); without: no result (not run)." in files.answer
     assert "3 of 5 runs have not ended (1 running, 2 not run)" in " ".join(files.warnings)
     lines = files.table.lines()
     assert lines[0][1].endswith("(2 of 4)")
@@ -208,6 +210,36 @@ def verdict(outcome: Outcome, direction: Direction, num_seeds: int = 3) -> Verdi
     return Verdict(claim, "cpu", outcome, direction, findings, (), (), Design())
 
 
+def test_an_open_verdict_says_once_where_it_points() -> None:
+    open_one = verdict("undecided", "agrees")
+    finding = replace(open_one.findings[0], reading="Not decided, but it looks like yes. 'with': 0 of 3 seeds.")
+    assert open_one.label == "undecided; direction so far: agrees"
+    assert replace(open_one, findings=(finding,)).reading == "'with': 0 of 3 seeds."
+    mixed = replace(verdict("undecided", "disagrees"), findings=(finding,))
+    assert mixed.reading == finding.reading, "a check that points elsewhere says so itself"
+
+
+def test_a_number_says_on_how_many_seeds_it_rests() -> None:
+    runs = pd.DataFrame(
+        {
+            "run": ["a-s0", "a-s1"],
+            "variant": "a",
+            "config": "a",
+            "seed": [0, 1],
+            "state": ["done", "pending"],
+            "outcome": ["healthy", None],
+            "diagnosis": ["dimensional collapse", None],
+            "stopped_early": False,
+            "final_knn_top1": [13.2, math.nan],
+            "final_loss": [-0.9, math.nan],
+            "final_z_std_relative": [0.9, math.nan],
+        }
+    )
+    assert in_words.in_numbers(runs) == (
+        "a: kNN top-1 13.2 % (1 seed; dimensional collapse in 1 of 2 runs, 1 not run)."
+    )
+
+
 @pytest.mark.parametrize(
     ("outcome", "direction", "says"),
     [
@@ -215,6 +247,7 @@ def verdict(outcome: Outcome, direction: Direction, num_seeds: int = 3) -> Verdi
         ("contradicted", "disagrees", "Nothing collapses: no, not at cpu scale (3 seeds). "),
         ("undecided", "agrees", "Nothing collapses: so it looks at cpu scale, but 3 seeds do not decide it. "),
         ("undecided", "disagrees", "Nothing collapses: it does not look so at cpu scale, but 3 seeds do not decide"),
+        ("undecided", "unclear", "Nothing collapses: it is open at cpu scale: 3 seeds do not decide it. "),
         ("undecided", "not run", "No answer yet: "),
     ],
 )

@@ -14,6 +14,7 @@ from analysis.report.table import Table
 from experiments.plan import make_plan
 from experiments.studies.study import load_scale, load_study
 from simsiam.data.sets import fingerprint
+from tests.analysis.test_analysis import compile_latex
 from tests.run_folders import write_run
 
 CPU = load_scale("cpu")
@@ -118,3 +119,14 @@ def test_one_page_and_one_document(tmp_path: Path) -> None:
     for layout in layouts():
         assert f"## {layout.title}" in markdown
         assert escape(layout.title) in html
+    assert "Ours: no run has ended at cpu scale." in html
+    assert "kNN" not in markdown, "no measure of ours without a run"
+
+
+def test_the_latex_leaves_the_numbers_of_tables_to_latex_and_fits(tmp_path: Path, shown: dict[str, Table]) -> None:
+    write(results(tmp_path / "runs"), CPU, tmp_path / "out", command="", no_results="")
+    text = (tmp_path / "out" / "tables.tex").read_text()
+    assert r"\caption{Effect of the predictor (Table 1 of the paper).}" in text
+    assert r"\caption{Table" not in text
+    log = compile_latex(tmp_path, text, *(table.latex() for table in shown.values()), options="twocolumn")
+    assert "Overfull" not in log

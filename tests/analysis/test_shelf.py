@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from experiments.studies.study import load_scale, load_study
 from simsiam.data.sets import fingerprint
 from simsiam.errors import SettingsError
 from tests.analysis.test_pages import Page
+from tests.conftest import Command
 from tests.run_folders import write_run
 
 STUDY = "title: {}\nsettings: {{epochs: 4}}\nvariants: {{a: {{}}, b: {{settings: {{target.stop_gradient: false}}}}}}\n"
@@ -69,6 +71,49 @@ def test_reports_of_different_things_lie_side_by_side(
 
     with pytest.raises(SettingsError, match=r"holds another report .*set \['epochs=3'\]"):
         report("initialisation", runs, data, "smoke", out=Path("reports/initialisation-smoke-epochs-3"))
+
+
+def test_the_list_has_the_papers_tables_and_its_paths_start_at_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs_of("stop-gradient", Path("old/runs"), Path("data"))
+    report("paper", Path("old/runs"), Path("data"), "smoke")
+    (row,) = json.loads(Path("reports/paper-smoke-in-old-runs/report.json").read_text())["runs"].split()
+    assert Path("reports/paper-smoke-in-old-runs", row).resolve() == (tmp_path / "old/runs").resolve()
+    listed = Page(tmp_path / "reports" / "reports.html")
+    assert listed.links == ["paper-smoke-in-old-runs/index.html"]
+    assert "../old/runs" in listed.text.split()
+
+
+def test_reports_of_an_archive_have_its_name_and_one_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: Command
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs_of("initialisation", tmp_path / "runs", tmp_path / "data")
+    assert command("archive", "all.tar.xz").returncode == 0
+    pages = []
+    for _ in range(2):
+        done = command("report", "initialisation", "--scale", "smoke", "--runs", "all.tar.xz")
+        assert done.returncode == 0, done.stderr
+        pages.append((tmp_path / "reports/initialisation-smoke-in-all.tar.xz/index.html").read_bytes())
+    assert pages[0] == pages[1]
+    assert [path.name for path in (tmp_path / "reports").iterdir() if path.is_dir()] == [
+        "initialisation-smoke-in-all.tar.xz"
+    ]
+    assert "../all.tar.xz" in Page(tmp_path / "reports" / "reports.html").text.split()
+
+
+def test_a_forgotten_scale_is_named(tmp_path: Path) -> None:
+    from commands.report import verify
+    from experiments.runs.folder import StoreError
+
+    runs_of("stop-gradient", tmp_path / "runs", tmp_path / "data")
+    for call in (verify, report):
+        with pytest.raises(StoreError, match=r"at scale cpu to .* \(it holds runs of it at scale smoke: --scale\)"):
+            call("stop-gradient", tmp_path / "runs", tmp_path / "data", "cpu")
+    with pytest.raises(StoreError, match=r"holds no run of any study at scale cpu .* at scale smoke: --scale"):
+        report("paper", tmp_path / "runs", tmp_path / "data", "cpu")
 
 
 def test_evaluate_of_nothing_fails(tmp_path: Path) -> None:

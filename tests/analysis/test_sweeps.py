@@ -56,6 +56,18 @@ def test_points_are_means_over_seeds_and_factors_of_the_base() -> None:
     assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
 
 
+def test_the_shape_of_a_hollow_point_says_how_its_run_collapsed() -> None:
+    runs = sweep({"small": 64, "1x": 512}).assign(diagnosis="healthy")
+    runs.loc[0, "diagnosis"], runs.loc[1, "diagnosis"] = "complete collapse", "dimensional collapse"
+    figure = plot_sweep(runs, "batch_size")
+    hollow = {
+        line.get_marker(): line.get_xydata().tolist()
+        for line in figure.axes[0].lines
+        if line.get_markerfacecolor() == "white"
+    }
+    assert hollow == {marker: [[64, runs.loc[at, "final_knn_top1"]]] for at, marker in enumerate("oD")}
+
+
 def test_names_before_the_comma_are_lines() -> None:
     runs = sweep({"BYOL, 1x": 64, "BYOL, 2x": 128, "SwAV, 1x": 64, "SwAV, 2x": 128}, seeds=1)
     figure = plot_sweep(runs, "batch_size")

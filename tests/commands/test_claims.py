@@ -192,8 +192,8 @@ def six(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("check", "outcome", "reading"),
     [
-        ({"kind": "event", "of": "without", "event": "collapsed"}, "supported", "collapsed in 6 of 6 seeds"),
-        ({"kind": "event", "of": "with", "event": "collapsed"}, "contradicted", "collapsed in 0 of 6 seeds"),
+        ({"kind": "event", "of": "without", "event": "collapsed"}, "supported", "complete collapse in 6 of 6"),
+        ({"kind": "event", "of": "with", "event": "collapsed"}, "contradicted", "complete collapse in 0 of 6"),
         ({"kind": "event", "of": "with", "event": "collapsed", "how_often": "none"}, "supported", "less than 50 %"),
         ({"kind": "event", "of": "without", "event": "collapsed", "how_often": "none"}, "contradicted", "6 of 6"),
         ({"kind": "event", "of": "none", "event": "collapsed"}, "undecided", "in 2 of 6 seeds"),

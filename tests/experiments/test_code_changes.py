@@ -70,6 +70,9 @@ def test_edited_training_code_is_said_and_retrained_beside_the_old_runs(copy: Pa
     told = call(copy, "run", *OPTIONS, "--retrain")
     (new,) = {path.name for path in (copy / "runs").glob("*-s0")} - old
     option = told[told.index("--set code=") :].split()[1]  # for the report of the new one
+    told = " ".join(call(copy, "status", *OPTIONS).split())
+    assert f"They count as they are; 1 newer run by the code at hand is there: --set {option}" in told
+    assert "--retrain" not in told
     results = [json.loads((copy / "runs" / name / "result.json").read_text()) for name in (*old, new)]
     assert results[1]["final"]["loss"] == pytest.approx(results[0]["final"]["loss"] / 2, rel=0.2)
 

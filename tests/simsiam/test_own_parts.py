@@ -320,6 +320,38 @@ def test_a_study_finds_its_module_beside_it_and_an_edit_makes_new_runs(command: 
     assert "Traceback" not in refused.stderr
 
 
+def test_an_edited_part_leaves_its_earlier_runs_and_their_report(command: Command, tmp_path: Path) -> None:
+    place = written(tmp_path / "deep", mine=LOSS)
+    (place / "study.yaml").write_text(STUDY)
+    options = ("deep/study.yaml", "--scale", "smoke", "--seeds", "2")
+
+    def words(name: str, *more: str) -> str:
+        done = command(name, *options, *more)
+        return " ".join((done.stdout + done.stderr).split())
+
+    def pages() -> dict[str, bytes]:
+        return {path.parent.name: path.read_bytes() for path in (tmp_path / "reports").glob("*/index.html")}
+
+    assert "another version" not in words("run") + words("report")
+    (kept,) = (tmp_path / "runs" / ".modules").iterdir()
+    before = pages()
+    written(place, mine=LOSS.replace("sum(1)", "mean(1)"))
+    said = f"2 runs of this study were made by another version of mine.py ({kept.name})."
+    assert said in words("plan")
+    assert said in words("status")
+    refused = words("report")
+    assert "holds no run of study at scale smoke" in refused
+    assert said.rstrip(".") in refused
+    assert said in words("run")
+    assert said in words("report")
+    assert len(pages()) == 2
+    assert before.items() < pages().items(), "the earlier report is as it was"
+    written(place, mine=LOSS)
+    assert f"({kept.name})" not in words("status"), "the version in place is no other one"
+    words("report")
+    assert len(pages()) == 2
+
+
 def test_diagnose_measures_an_own_loss_by_what_it_says_of_itself(command: Command, tmp_path: Path) -> None:
     ends = "loss.optimum = 0.0\nloss.chance = lambda dim, weight: 2 * weight * dim\n"
     written(tmp_path, mine=LOSS + ends)
