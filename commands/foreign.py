@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from commands.console import Table, make_console, print_json, print_prose
+from commands.console import Table, make_console, print_json, print_prose, say
 from simsiam.errors import DataError, SettingsError
 
 if TYPE_CHECKING:

@@ -76,9 +76,13 @@ def read_embeddings(path: Path, chosen: str | None = None) -> Embeddings:
     if labels is not None and labels.shape != (len(z),):
         raise DataError(f"{path}: {name} has {len(z)} vectors, and its labels have the shape {labels.shape}")
     drawn = np.linspace(0, len(z) - 1, min(len(z), MOST_VECTORS)).astype(int)
-    kept = np.asarray(z[drawn], dtype=np.float32)
+    kept = np.asarray(z[drawn])
     finite = np.isfinite(kept).reshape(len(kept), -1).all(1)
-    vectors = torch.from_numpy(kept[finite])
+    whole = kept[finite]
+    largest = np.abs(whole.astype(np.float64)).max(initial=0)
+    if largest > 0 and not 1e-6 < largest < 1e6:  # what float32 loses when it is squared; no measure goes by the scale
+        whole = whole / largest
+    vectors = torch.from_numpy(np.asarray(whole, dtype=np.float32))
     truth = None
     if labels is not None:
         _, places = np.unique(np.asarray(labels)[drawn][finite], return_inverse=True)
@@ -177,6 +181,8 @@ def measure(found: Embeddings) -> Point:
     z = found.z
     if len(z) < 2:
         return {}
+    if not z.any():  # z/|z| is not defined, and all of them are one point
+        return {"z_std": 0.0, "z_std_relative": 0.0, "effective_rank": 1.0, "centre": 1.0}
     paired = z[torch.linspace(0, len(z) - 1, min(len(z), MOST_PAIRED)).long()]
     std = output_std(z).item()
     point: Point = {"z_std": std, "z_std_relative": std * math.sqrt(z.shape[1])}

@@ -352,6 +352,22 @@ def test_a_series_is_one_training_in_the_order_of_its_numbers(tmp_path: Path) ->
     assert [each["verdict"] for each in found(*files)][1] != "complete collapse"
 
 
+def test_vectors_of_nothing_but_zeros_are_one_point(tmp_path: Path) -> None:
+    np.save(tmp_path / "z.npy", np.zeros((500, 32)))
+    (one,) = found(tmp_path / "z.npy")
+    assert one["verdict"] == "complete collapse"
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e300])
+def test_the_scale_of_vectors_changes_nothing(scale: float, tmp_path: Path) -> None:
+    z = np.random.default_rng(0).normal(size=(500, 32))
+    np.save(tmp_path / "a.npy", z)
+    np.save(tmp_path / "b.npy", scale * z)
+    same = [{key: value for key, value in one.items() if key != "run"} for one in found(*tmp_path.glob("*.npy"))]
+    assert same[0]["verdict"] == same[1]["verdict"]
+    assert "not finite" not in call(tmp_path / "b.npy").output
+
+
 def test_vectors_that_are_not_finite_are_counted(tmp_path: Path) -> None:
     z = np.random.default_rng(0).normal(size=(1000, 16))
     np.save(tmp_path / "good.npy", z)
@@ -396,6 +412,15 @@ def test_figures_of_logs_and_of_embeddings(tmp_path: Path) -> None:
         out = tmp_path / names[0]
         assert call(*(CATALOGUE / "logs" / name for name in names), "--out", out).exit_code == 0
         assert all(out.with_name(f"{out.name}.{kind}").stat().st_size for kind in ("pdf", "svg", "png"))
+
+
+def test_a_log_is_drawn_with_what_it_has(tmp_path: Path) -> None:
+    """Most logs have no kNN, and some not even a loss."""
+    (tmp_path / "a.csv").write_text("step,loss,std\n" + "".join(f"{n},-0.{n + 10},0.02\n" for n in range(1, 50)))
+    (tmp_path / "b.csv").write_text("step,effective_rank\n" + "".join(f"{n},{60 - n}\n" for n in range(1, 50)))
+    for name in ("a", "b"):
+        assert call(tmp_path / f"{name}.csv", "--out", tmp_path / name).exit_code == 0
+        assert (tmp_path / f"{name}.png").stat().st_size
 
 
 # --- what cannot be read -----------------------------------------------------------------------------------------
