@@ -1,0 +1,39 @@
+"""What the docs say of the campaign's runs, against the runs that ship in an archive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.diagnosis.rules import diagnose_runs
+from analysis.frames.load import load_runs
+from experiments.runs.archive import unpack
+from tests.conftest import ROOT, Command
+
+CHOSEN = ["--scale", "cpu", "--set", "data.name=folder", "--set", "data.path=cifar10", "--set", "precision=bfloat16"]
+
+
+@pytest.mark.parametrize("study", ["stop-gradient", "predictor"])
+def test_the_shipped_runs_give_the_tables_of_the_docs(study: str, command: Command, tmp_path: Path) -> None:
+    made = command("report", study, "--runs", str(ROOT / "docs" / "campaign.tar.xz"), *CHOSEN, "--out", "out")
+    assert made.returncode == 0, made.stderr
+    rows = [line for line in (tmp_path / "out" / "table.md").read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 3
+    assert "\n".join(rows) in (ROOT / "docs" / "results-cpu.md").read_text()
+
+
+def test_the_verdicts_agree_with_labels_that_were_given_blind(tmp_path: Path) -> None:
+    labels = pd.read_csv(ROOT / "docs" / "campaign-labels.csv").set_index("run")["label"]
+    unpack(ROOT / "docs" / "campaign.tar.xz", tmp_path)
+    points, runs = load_runs(tmp_path, list(labels.index))
+    verdicts = pd.Series([each.verdict for each in diagnose_runs(points, runs)], index=runs["run"])[labels.index]
+    assert (verdicts == labels).mean() >= 0.9
+    assert not ((verdicts == "healthy") & (labels != "healthy")).any()
+    assert pd.crosstab(labels, verdicts).to_dict("index") == {
+        "complete collapse": {"complete collapse": 6, "dimensional collapse": 0, "healthy": 0, "no convergence": 0},
+        "dimensional collapse": {"complete collapse": 0, "dimensional collapse": 1, "healthy": 0, "no convergence": 0},
+        "healthy": {"complete collapse": 0, "dimensional collapse": 0, "healthy": 7, "no convergence": 1},
+        "no convergence": {"complete collapse": 0, "dimensional collapse": 0, "healthy": 0, "no convergence": 3},
+    }
