@@ -317,7 +317,7 @@ def test_a_seed_that_diverged_counts_nowhere(diverged: tuple[pd.DataFrame, pd.Da
     for drawing in drawn.values():
         assert drawing.draw is not None
         drawing.draw(style.ONE_COLUMN).draw_without_rendering()
-    assert estimate_entry(runs, METRICS["linear_top1"], say_how_many=True).text == "80.0 (1 of 2)"
+    assert estimate_entry(runs, METRICS["linear_top1"], 1, say_how_many=True).text == "80.0 (1 of 2)"
     assert StudyRuns(points, runs).finals("with", "knn_top1") == {1: 80.0}
     assert "linear top-1 80.0 %" in in_words.in_numbers(runs)
     assert [line["accuracy"] for line in run_lines(runs, Path.cwd())] == [DASH, "80.0"]
