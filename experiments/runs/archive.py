@@ -59,7 +59,7 @@ def pack(runs: Path, archive: Path, *, with_embeddings: bool = False) -> Packed:
         raise StoreError(f"{runs}: no run there has ended, so there is nothing to pack  [--runs]")
     names = (*KEPT, *([EMBEDDINGS] if with_embeddings else []))
     contents = {
-        f"{folder.name}/{name}": (folder / name).read_bytes()
+        f"{folder.name}/{name}": _without_folders((folder / name).read_bytes(), name)
         for folder in ended
         for name in names
         if (folder / name).is_file()
@@ -77,6 +77,19 @@ def pack(runs: Path, archive: Path, *, with_embeddings: bool = False) -> Packed:
             tar.addfile(member, io.BytesIO(content))
     aside.replace(archive)
     return Packed(len(ended), len(folders) - len(ended), archive.stat().st_size)
+
+
+def _without_folders(content: bytes, name: str) -> bytes:
+    """A file as it is; in a provenance the absolute paths of commands lose their folders, which are of a machine."""
+    if name != "provenance.json":
+        return content
+    try:
+        record = json.loads(content)
+        for attempt in record["attempts"]:
+            attempt["command"] = re.sub(r"(?<![^\s='\"])/(?:[^\s/]+/)+", "", attempt["command"])
+    except (ValueError, KeyError, TypeError):
+        return content
+    return json.dumps(record, indent=1).encode()
 
 
 def unpack(archive: Path, runs: Path) -> Unpacked:

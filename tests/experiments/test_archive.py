@@ -115,6 +115,19 @@ def test_what_is_in_the_way_is_left_and_named(runs: Path, tmp_path: Path, comman
     assert not list((back / empty).iterdir())
 
 
+def test_commands_lose_the_folders_of_the_machine(runs: Path, tmp_path: Path) -> None:
+    file = next(runs.iterdir()) / "provenance.json"
+    record = json.loads(file.read_text())
+    record["attempts"][0]["command"] = "/home/me/code/run_ablation.py run all --runs /scratch/me/runs --set a=1/8 b/c"
+    file.write_text(json.dumps(record))
+    pack(runs, tmp_path / "a.tar.xz")
+    unpack(tmp_path / "a.tar.xz", tmp_path / "back")
+    found = json.loads((tmp_path / "back" / file.parent.name / file.name).read_text())
+    assert found["attempts"][0].pop("command") == "run_ablation.py run all --runs runs --set a=1/8 b/c"
+    record["attempts"][0].pop("command")
+    assert found == record
+
+
 def test_a_link_is_not_written_through(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "a.tar.xz").symlink_to(tmp_path / "nowhere")
     with pytest.raises(StoreError, match="is there already"):
