@@ -24,7 +24,7 @@ def demo(runs: Runs = DEFAULT_RUNS, data: Data = DEFAULT_DATA, jobs: Jobs = None
     say(why)
     if computes_in_bfloat16():
         settings = [*settings, "precision=bfloat16"]
-        say("Precision: bfloat16, which this processor computes in; about a quarter quicker than float32.")
+        say("Precision: bfloat16, which this processor computes in.")
     run(STUDY, runs, data, scale, settings, SEEDS, jobs=jobs)
     report(STUDY, runs, data, scale, settings, SEEDS)
 

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from experiments.plan import Plan, fingerprint_to_read
-from experiments.runs.folder import run_names
+from experiments.plan import Plan, fingerprint_to_read, seeds_on_disk
 from simsiam.settings.fields import Settings
 from simsiam.settings.identity import config_id
 from simsiam.settings.own import digest_of, own_parts, parts_of, sources
@@ -56,8 +54,7 @@ def runs_by_other_sources(made: Plan) -> dict[str, tuple[int, tuple[str, ...]]]:
 
 
 def _on_disk(runs: Path) -> Counter[str]:
-    matches = (re.fullmatch(r"([0-9a-f]{12})-s\d+", name) for name in run_names(runs))
-    return Counter(match[1] for match in matches if match)
+    return Counter({name: len(seeds) for name, seeds in seeds_on_disk(runs).items()})
 
 
 def _kept(runs: Path) -> Callable[[str], list[str]]:

@@ -117,7 +117,8 @@ def make_plan(
 
     cells = list(planned(make_cells(study, scale, wanted, overrides)))
     if seeds is None and not to_train:
-        more = _seeds_on_disk(runs, {cell.config_id for cell in cells}) - set(wanted)
+        there = seeds_on_disk(runs)
+        more = set[int]().union(*(there.get(cell.config_id, ()) for cell in cells)) - set(wanted)
         if more:
             cells = list(planned(make_cells(study, scale, sorted({*wanted, *more}), overrides)))
     unprepared = tuple(settings for settings, known in fingerprints.items() if known is None)
@@ -161,9 +162,13 @@ def _recorded(settings: DataSettings, runs: Path) -> str | None:
     return str(found.pop()) if len(found) == 1 else None
 
 
-def _seeds_on_disk(runs: Path, config_ids: set[str]) -> set[int]:
-    matches = (re.fullmatch(r"([0-9a-f]{12})-s(\d+)", name) for name in run_names(runs))
-    return {int(match[2]) for match in matches if match and match[1] in config_ids}
+def seeds_on_disk(runs: Path) -> dict[str, set[int]]:
+    """The seeds of which there are run folders, by the name of the configuration."""
+    found = dict[str, set[int]]()
+    for name in run_names(runs):
+        if match := re.fullmatch(r"([0-9a-f]{12})-s(\d+)", name):
+            found.setdefault(match[1], set()).add(int(match[2]))
+    return found
 
 
 # --- estimates ---------------------------------------------------------------------------------------------------

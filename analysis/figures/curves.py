@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from analysis.figures.drawing import NOT_LOGGED, Drawing, absent, lines_and_bands
+from analysis.figures.drawing import NOT_LOGGED, Drawing, absent, lines_and_bands, seeds_of
 from analysis.figures.groups import make_groups
 from analysis.figures.layout import reference_values
 from analysis.figures.training import plot_training
@@ -42,9 +42,8 @@ def _caption(points: pd.DataFrame, runs: pd.DataFrame) -> str:
         "features, against epochs."
     ]
     if len(several):
-        least, most = int(several.min()), int(several.max())
-        count = f"{most} seeds" if most == least else f"{least} to {most} seeds"
-        text.append(f"Thick lines are means over {count}, bands reach from the lowest to the highest seed.")
+        means = f"Thick lines are means over {seeds_of(several.tolist())}"
+        text.append(f"{means}, bands reach from the lowest to the highest seed.")
     mixed = runs.groupby("variant", observed=True)["outcome"].nunique()
     if (seeds == 1).any() or (mixed > 1).any() or (runs["state"] != "done").any() or runs["stopped_early"].any():
         text.append(
