@@ -19,6 +19,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -78,7 +79,7 @@ def run_cell(
         group.ranks.broadcast(None)
         return CellResult(End.ELSEWHERE)
     attempt.num_ranks = group.ranks.world_size
-    heartbeat = _Heartbeat(attempt)
+    heartbeat = _Heartbeat(attempt, context.device)
     try:
         if reason := _lack_of_progress(attempt, context.attempts_before):
             group.ranks.broadcast(None)  # there is nothing to train
@@ -159,6 +160,7 @@ def _train(
         "device_seconds": attempt.device_seconds(),
         "threads": threads,
         "peak_memory_bytes": _peak_memory(context.device),
+        "gpu_busy_percent": heartbeat.gpu_busy_percent(),
     }
     attempt.finish(points, result)
     replaced = final.get("replaced_images")
@@ -317,11 +319,15 @@ def _has_no_room(place: Path) -> bool:
 
 
 class _Heartbeat(threading.Thread):
-    """Publishes the state every few seconds, from a thread: a run whose steps hang still has a heartbeat."""
+    """Publishes the state every few seconds, from a thread: a run whose steps hang still has a heartbeat.
 
-    def __init__(self, attempt: Attempt) -> None:
+    At each it looks how busy the GPU is.
+    """
+
+    def __init__(self, attempt: Attempt, device: torch.device) -> None:
         super().__init__(daemon=True, name="heartbeat")
         self._attempt, self._stopped = attempt, threading.Event()
+        self._device, self._gpu_busy = device, list[int]()
         self.lost = False  # whether another attempt has taken the run over
         self.last_step = time.monotonic()
 
@@ -335,8 +341,16 @@ class _Heartbeat(threading.Thread):
                 return
             except OSError as error:  # a full disk, a network that is away: the next beat may go through
                 print(f"{self._attempt.folder.path}: no heartbeat written ({error})", file=sys.stderr, flush=True)
+            if self._device.type == "cuda":
+                # Whatever NVML lacks (its package, its driver, the right), the run goes on without this number.
+                with contextlib.suppress(Exception):
+                    self._gpu_busy.append(torch.cuda.utilization(self._device))
             if self._stopped.wait(HEARTBEAT_SECONDS):
                 return
+
+    def gpu_busy_percent(self) -> float | None:
+        """Mean percent of the time in which kernels ran on the GPU, whoever's: of rank 0, in this attempt."""
+        return fmean(self._gpu_busy) if self._gpu_busy else None
 
     def stop(self) -> None:
         """End the thread, if it was started; after this nobody else writes the state."""

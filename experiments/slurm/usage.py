@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from statistics import fmean
 
 from experiments.runs.folder import RunFolder
 from experiments.slurm import commands
 from experiments.slurm.commands import SlurmError
 from experiments.slurm.launch import Launch
+from experiments.slurm.profile import Profile
 
 ROOM = 1.3  # to ask for, times what was used at most
+GPU_IN_USE = 90.0  # percent of the time, of a GPU that has nothing to spare
 
 
 def usage_of(launch: Launch) -> Iterator[str]:
-    """Lines for the user: hours, cores and memory from SLURM's accounting, and memory from the runs' own records."""
+    """Lines for the user: hours, cores, memory from SLURM's accounting; memory and GPU from the runs' own records."""
     profile = launch.cluster.profile
     workers = [job for each in launch.rounds() for job in each.jobs]
     try:
@@ -46,3 +49,17 @@ def usage_of(launch: Launch) -> Iterator[str]:
     if peaks:
         what = "of a GPU" if profile.on_gpu else "of a cell's process"
         yield f"memory {what}, by the runs' own records: {max(peaks) / 2**30:,.2f} GiB at most ({len(peaks)} cells)"
+    shares = [result["gpu_busy_percent"] for result in results if result.get("gpu_busy_percent") is not None]
+    yield from gpu_lines(shares, profile)
+
+
+def gpu_lines(busy_percent: list[float], profile: Profile) -> Iterator[str]:
+    """How busy the GPUs were, from a number of each cell, and how many cells could share one."""
+    if not busy_percent:
+        return
+    mean = fmean(busy_percent)
+    line = f"GPU, by the runs' own records: busy for {mean:.0f} % of the time ({len(busy_percent)} cells)"
+    more = int(profile.cells_per_gpu * GPU_IN_USE / max(mean, 1.0))
+    if more > profile.cells_per_gpu and profile.ranks == 1:
+        line += f"; `cells_per_gpu: {more}` could use the rest, if {more} cells fit into its memory"
+    yield line

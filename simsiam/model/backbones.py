@@ -9,9 +9,23 @@ from __future__ import annotations
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from simsiam.settings.fields import BackboneSettings
+
+LANES = 16  # float32 numbers in the widest vector of a processor (AVX-512)
+
+
+class KeptPixels1x1(nn.Conv2d):
+    """A strided 1x1 convolution, as one of stride 1 over the pixels that it keeps: the same numbers.
+
+    Where a vector of the processor has more lanes than there are channels, oneDNN's strided kernel writes the weights'
+    gradient past its workspace (oneDNN #6035). Seen with AVX2 and 4 channels: wrong gradients, aborts, endless loops.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input[:, :, :: self.stride[0], :: self.stride[1]], self.weight)
 
 
 class SmallResNet(nn.Module):
@@ -32,8 +46,9 @@ class SmallResNet(nn.Module):
                 stride = 2 if stage > 0 and block == 0 else 1
                 shortcut = None
                 if stride != 1 or in_dim != out_dim:
+                    conv = nn.Conv2d if in_dim >= LANES else KeptPixels1x1
                     shortcut = nn.Sequential(
-                        nn.Conv2d(in_dim, out_dim, 1, stride=stride, bias=False), nn.BatchNorm2d(out_dim)
+                        conv(in_dim, out_dim, 1, stride=stride, bias=False), nn.BatchNorm2d(out_dim)
                     )
                 blocks.append(BasicBlock(in_dim, out_dim, stride, shortcut))
                 in_dim = out_dim
