@@ -19,8 +19,8 @@ import torch
 
 from simsiam.settings.checks import validate
 from simsiam.settings.fields import Settings
-
-ROOT = Path(__file__).parent.parent
+from tests import command_process
+from tests.command_process import ROOT
 
 SMALL: dict[str, Any] = {
     "epochs": 2,
@@ -65,10 +65,16 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Command:
-    """Call ``run_ablation.py`` from a folder of its own, as a user would from anywhere."""
+def command(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Call ``run_ablation.py`` from a folder of its own, as a user would from anywhere.
 
-    def call(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    With ``options`` of `subprocess.run` Python starts anew, else the process has PyTorch loaded already.
+    """
+    scratch = tmp_path_factory.mktemp("said")
+
+    def call(*arguments: str, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
+        if not options:
+            return command_process.call(arguments, tmp_path, scratch, timeout)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ABLATION_")}
         return subprocess.run(
             [sys.executable, str(ROOT / "run_ablation.py"), *arguments],
@@ -76,7 +82,7 @@ def command(tmp_path: Path) -> Command:
             env=environment | options.pop("env", {}),
             capture_output=True,
             text=True,
-            timeout=options.pop("timeout", 300),
+            timeout=timeout,
             **options,
         )
 

@@ -80,11 +80,15 @@ def shade(colour: str, place: int, of: int) -> str:
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write a figure as ``stem.pdf``, ``stem.svg`` and ``stem.png``; the same figure gives the same bytes."""
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in FORMATS]
+    engine = figure.get_layout_engine()
     with matplotlib.rc_context(RC):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # one layout, the costliest part of drawing, for all formats
         for path, kind in zip(paths, FORMATS, strict=True):
             figure.savefig(path, format=kind, metadata=_METADATA[kind])
             if kind == "svg":
                 path.write_bytes(_PLACES.sub(_rounded, path.read_bytes()))
+    figure.set_layout_engine(engine)
     return paths
 
 
