@@ -93,7 +93,10 @@ def diagnose(
     epochs: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(
-            "--epochs", min=0, help="Of a log: epochs (steps, where it has none) planned. Default: it is whole."
+            "--epochs",
+            min=0,
+            max=1e9,
+            help="Of a log: epochs (steps, where it has none) planned. Default: it is whole.",
         ),
     ] = None,
     series: Annotated[

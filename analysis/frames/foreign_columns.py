@@ -16,6 +16,7 @@ from simsiam.errors import SettingsError, nearest
 from simsiam.record.catalogue import METRICS
 
 STEP, EPOCH, LEVEL = "step", "epoch", "collapse_level"
+ROUNDING = 1e-3  # by which a value may leave its range
 MOST_POINTS = 20_000  # of a longer log every k-th row is taken, which keeps the noise of its values as it is
 
 _LOSS = r"(neg_?cos\w*|neg(ative)?_cosine(_similarity)?|\w*loss\w*|objective)"
@@ -115,6 +116,22 @@ def match(table: Table, given: Mapping[str, str]) -> dict[str, str]:
     return matched
 
 
+def _cannot_be(measure: str, values: Column) -> str:
+    """Why a column is not this measure: values that it cannot have, by the catalogue. Empty: there is none.
+
+    A rank of 0, where it is at least 1, is a collapsed one as some write it; so lower ends above 0 count as 0.
+    """
+    if measure not in METRICS:
+        return ""
+    metric = METRICS[measure]
+    low = min(metric.low, 0.0)
+    outside = np.isfinite(values) & ((values < low - ROUNDING) | (values > metric.high + ROUNDING))
+    if not outside.any():
+        return ""
+    span = f"at least {low:g}" if math.isinf(metric.high) else f"from {low:g} to {metric.high:g}"
+    return f"{metric.title} is {span}, and {outside.sum():,} of its values are not, {values[outside][0]:g} the first"
+
+
 def as_log(table: Table, given: Mapping[str, str]) -> Log:
     """A table as points in order of step: restarts resolved, a time for each row, percent for shares.
 
@@ -132,6 +149,16 @@ def as_log(table: Table, given: Mapping[str, str]) -> Log:
         )
     num_rows = len(next(iter(measures.values())))
     notes: list[str] = []
+    for name, column in list(matched.items()):
+        if not (reason := _cannot_be(name, table.columns[column])):
+            continue
+        if name in given:
+            raise SettingsError(f"{table.source}: {column!r} is not {name}: {reason}  [--column {name}={column}]")
+        notes.append(f"{column} is not taken for {name}: {reason}")
+        del matched[name]
+        measures.pop(name, None)
+    if not measures:
+        raise SettingsError(f"{table.source}: {'; '.join(notes)}")
     step, epoch, rows = _times(table, matched, num_rows, notes)
     measures = {name: values[rows] for name, values in measures.items()}
     loss = measures.get("loss")

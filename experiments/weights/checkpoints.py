@@ -94,6 +94,8 @@ def _state(path: Path) -> StateDict:
             value = next((value[name] for name in HOLDERS if isinstance(value.get(name), Mapping)), value)
     state: StateDict = {}
     for name, item in value.items() if isinstance(value, Mapping) else ():
+        if isinstance(item, Tensor) and item.is_meta:
+            raise SettingsError(f"{path}: its {name} has a shape and no values (it was saved from torch's meta device)")
         if isinstance(item, Tensor) and item.layout == torch.strided:
             state[re.sub(r"(^|(?<=\.))((module|_orig_mod)\.)+", "", str(name))] = item
     if not state:

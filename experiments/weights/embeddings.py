@@ -75,6 +75,11 @@ def read_embeddings(path: Path, chosen: str | None = None) -> Embeddings:
         labels = labels[: len(z)]  # a run's own file has the labels of all images, and z of the first
     if labels is not None and labels.shape != (len(z),):
         raise DataError(f"{path}: {name} has {len(z)} vectors, and its labels have the shape {labels.shape}")
+    if labels is not None and labels.dtype.kind == "f" and not np.isfinite(labels).all():
+        missing = np.flatnonzero(~np.isfinite(labels))
+        raise DataError(
+            f"{path}: {len(missing)} of {len(labels)} labels are not finite, the first at {missing[0]} (counted from 0)"
+        )
     drawn = np.linspace(0, len(z) - 1, min(len(z), MOST_VECTORS)).astype(int)
     kept = np.asarray(z[drawn])
     finite = np.isfinite(kept).reshape(len(kept), -1).all(1)
@@ -113,7 +118,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         value = load_tensors(path)
         items = value.items() if isinstance(value, Mapping) else [("", value)]
         return {
-            str(key): item.numpy() for key, item in items if isinstance(item, Tensor) and item.layout == torch.strided
+            str(key): item.numpy()
+            for key, item in items
+            if isinstance(item, Tensor) and item.layout == torch.strided and not item.is_meta
         }
     if ending == ".safetensors":
         from safetensors.numpy import load_file

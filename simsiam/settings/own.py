@@ -156,6 +156,9 @@ def digest_of(files: Mapping[Path, bytes], folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
+LITERALS = (ast.Constant, ast.JoinedStr, ast.List, ast.Tuple, ast.Set, ast.Dict)  # what cannot be called
+
+
 def _defined(node: ast.stmt) -> list[str]:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return [node.name]
@@ -180,6 +183,8 @@ def _check_signature(path: str, shown: str, node: ast.stmt, arguments: set[str])
         function, given = inits[0], 1  # self
     elif isinstance(node, ast.FunctionDef):
         function, given = node, len(place.given)
+    elif isinstance(node, ast.Assign) and isinstance(node.value, LITERALS):
+        raise SettingsError(f"{path}: {shown} is {ast.unparse(node.value)[:40]}, and no function or class")
     else:
         return
     takes = function.args

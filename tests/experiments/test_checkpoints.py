@@ -121,6 +121,12 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         read_backbone(tmp_path / "a.pt", None)
 
 
+def test_weights_without_values_are_refused(tmp_path: Path) -> None:
+    torch.save({name: value.to("meta") for name, value in under("", MINE).items()}, tmp_path / "a.pt")
+    with pytest.raises(SettingsError, match="has a shape and no values"):
+        read_backbone(tmp_path / "a.pt", None)
+
+
 class Trap:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("unpickled"),))

@@ -167,6 +167,10 @@ def test_a_lacking_argument_and_a_broken_file_are_refused(tmp_path: Path) -> Non
         pin("loss.name", "mine:loss", [tmp_path])
     with pytest.raises(SettingsError, match=r"broken.py, line 1"):
         pin("loss.name", "broken:loss", [tmp_path])
+    written(tmp_path, constant="loss = 3\nscaled = loss_of(3)\n")
+    with pytest.raises(SettingsError, match=r"constant:loss is 3, and no function or class"):
+        pin("loss.name", "constant:loss", [tmp_path])
+    assert pin("loss.name", "constant:scaled", [tmp_path]), "what a call gives may be a function"
 
 
 def test_arguments_are_settings_and_only_of_own_parts(small: Small) -> None:

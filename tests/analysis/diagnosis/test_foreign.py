@@ -378,6 +378,28 @@ def test_vectors_that_are_not_finite_are_counted(tmp_path: Path) -> None:
     assert "1 of 1,000 vectors is not finite" in both
 
 
+def test_labels_that_are_not_finite_are_no_class(tmp_path: Path) -> None:
+    labels = np.arange(300.0) % 3
+    labels[5] = np.nan
+    np.savez(tmp_path / "a.npz", z=np.random.default_rng(0).normal(size=(300, 16)), labels=labels)
+    assert "1 of 300 labels are not finite, the first at 5" in str(call(tmp_path / "a.npz").exception)
+
+
+def test_a_column_of_what_a_measure_cannot_be_is_not_taken_for_it(tmp_path: Path) -> None:
+    loss = -0.9 * (1 - np.exp(-np.arange(100) / 9))
+    pd.DataFrame({"loss": loss, "std": -0.04, "knn": 4321.0, "rankme": 0.0}).to_csv(tmp_path / "a.csv", index=False)
+    said = " ".join(call(tmp_path / "a.csv").output.split())
+    assert "std is not taken for z_std" in said
+    assert "at least 0, and 100 of its values are not, -0.04 the first" in said
+    assert "knn is not taken for knn_top1" in said
+    assert "rankme" in said
+    assert "rankme is not taken" not in said, "some write 0 for the rank of a point"
+    refused = call(tmp_path / "a.csv", "--column", "z_std=std")
+    assert "'std' is not z_std" in str(refused.exception)
+    pd.DataFrame({"knn": [4321.0, 4321.0]}).to_csv(tmp_path / "b.csv", index=False)
+    assert "knn is not taken" in str(call(tmp_path / "b.csv").exception)
+
+
 def test_the_array_of_embeddings_can_be_chosen(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     spread, point = random.normal(size=(200, 16)), 1 + 1e-6 * random.normal(size=(200, 16))
