@@ -9,8 +9,11 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 from experiments.local.pool import ENVIRONMENT
@@ -24,15 +27,20 @@ LOADED = ["torch", "torchvision", "pandas", "seaborn", "matplotlib.pyplot", "skl
 ]
 
 
-def call(arguments: tuple[str, ...], folder: Path, scratch: Path, seconds: float) -> subprocess.CompletedProcess[str]:
-    """What ``run_ablation.py`` with these ``arguments`` says from a ``folder``; its output goes through ``scratch``."""
+def forked(target: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """A process of the server's that calls ``target``, not started yet."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
     with patch.dict(os.environ, ENVIRONMENT):  # as the command sets it before it loads torch
         forkserver.ensure_running()
+    return context.Process(target=target, args=arguments)
+
+
+def call(arguments: tuple[str, ...], folder: Path, scratch: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+    """What ``run_ablation.py`` with these ``arguments`` says from a ``folder``; its output goes through ``scratch``."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ABLATION_")}
     out, err = scratch / "stdout", scratch / "stderr"
-    process = context.Process(target=_act, args=(arguments, folder, environment, out, err))
+    process = forked(_act, arguments, folder, environment, out, err)
     process.start()
     process.join(seconds)
     if process.is_alive():

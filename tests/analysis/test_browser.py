@@ -13,7 +13,7 @@ from analysis.report.one_study import ReportFiles, report, report_variants
 from analysis.report.page import Live
 from experiments.plan import make_plan
 from experiments.studies.study import load_scale, load_study
-from tests.browser import measure, open_page
+from tests.analysis.browser import measure, open_page
 from tests.run_folders import write_run
 
 DESK, PHONE = 1280, 390  # CSS pixels

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from simsiam.model.siamese import Siamese
 from simsiam.record import checkpoint
 from simsiam.record import curves as metrics
 from simsiam.record.catalogue import spectrum_ranks
-from simsiam.settings.fields import Settings, flatten
+from simsiam.settings.fields import Settings
 from simsiam.settings.identity import config_id
 from simsiam.training.loop import Hooks, train
-from tests.conftest import ROOT
+from tests.command_process import forked
 
 Small = Callable[..., Settings]
 CPU = torch.device("cpu")
@@ -217,21 +218,21 @@ def test_a_stopped_run_goes_on_bit_for_bit(small: Small, tmp_path: Path, stop_at
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import torch
-from simsiam.settings.checks import validate
-from simsiam.data.sets import load
-from simsiam.record.catalogue import spectrum_ranks
-from simsiam.training.loop import Hooks, train
-torch.set_num_threads(1)
-folder, attempt = Path(sys.argv[1]), int(sys.argv[2])
-settings = validate({k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(sys.argv[3]).items()})
-hooks = Hooks(checkpoint_seconds=0.02, on_step=lambda step: print(step, flush=True))
-train(settings, load(settings.data, folder), folder, attempt=attempt, device=torch.device("cpu"), hooks=hooks)
-print("end", flush=True)
-"""
+def tell_each_step(told: Connection, folder: Path, attempt: int, settings: Settings) -> None:
+    """Train in a process of its own, and tell of each step and of the end."""
+    torch.set_num_threads(1)
+    hooks = Hooks(checkpoint_seconds=0.02, on_step=told.send)
+    train(settings, load(settings.data, folder), folder, attempt=attempt, device=CPU, hooks=hooks)
+    told.send("end")
+
+
+def heard(told: Connection) -> list[int | str]:
+    """All that a process has said until it was gone."""
+    words: list[int | str] = []
+    with contextlib.suppress(EOFError, OSError):  # gone, in the middle of a word perhaps
+        while True:
+            words.append(told.recv())
+    return words
 
 
 def test_killed_at_12_random_moments_a_run_ends_bit_for_bit_as_undisturbed(small: Small, tmp_path: Path) -> None:
@@ -241,23 +242,25 @@ def test_killed_at_12_random_moments_a_run_ends_bit_for_bit_as_undisturbed(small
     folder = tmp_path / "killed"
     folder.mkdir()
     moments = random.Random(0)
-    arguments = json.dumps(flatten(settings))
     attempt, kills, ended = 0, 0, False
     while not ended:
         attempt += 1
-        command = [sys.executable, "-c", SCRIPT, str(folder), str(attempt), arguments]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
+        told, theirs = multiprocessing.Pipe(duplex=False)
+        process = forked(tell_each_step, theirs, folder, attempt, settings)
+        process.start()
+        theirs.close()
         if kills < 12:
             # Some steps further, then somewhere within the next: time it by the run itself, not by the clock.
             for _ in range(moments.randint(1, 6)):
-                ended = ended or process.stdout.readline().startswith("end")
+                ended = ended or told.recv() == "end"
+                if ended:
+                    break
             time.sleep(moments.uniform(0, 0.02))
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             kills += 1
-        output, _ = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL), "it fails by itself"
-        ended = ended or "end" in output
+        ended = "end" in heard(told) or ended
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL), "it fails by itself"
         if ended and kills < 12:  # it was faster than the kills: begin again, the count goes on
             assert_same_run(tmp_path / "whole", folder)
             for path in folder.iterdir():
