@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from commands.console import say
-from commands.options import DEFAULT_DATA, DEFAULT_RUNS, Data, Jobs, Runs
+from commands.options import DEFAULT_DATA, DEFAULT_RUNS, Data, Jobs, Runs, computes_in_bfloat16
 from commands.report import report
 from commands.studies import run
 
@@ -27,14 +27,6 @@ def demo(runs: Runs = DEFAULT_RUNS, data: Data = DEFAULT_DATA, jobs: Jobs = None
         say("Precision: bfloat16, which this processor computes in.")
     run(STUDY, runs, data, scale, settings, SEEDS, jobs=jobs)
     report(STUDY, runs, data, scale, settings, SEEDS)
-
-
-def computes_in_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16, as far as this torch can tell."""
-    import torch
-
-    known = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def images(data: Path) -> tuple[str, list[str], str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from experiments.plan import Plan
     from experiments.runs.code_changes import OtherCode
     from experiments.studies.study import Scale, Study
+    from simsiam.settings.fields import Settings
 
 USAGE, FAILURE, STOPPED = 2, 1, 130  # exit codes
 
@@ -296,6 +297,21 @@ def device_named(name: str) -> str:
     if num_gpus() == 0:
         raise SettingsError("device: cuda was asked for, but torch sees no GPU  [--device]")
     return "cuda"
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16, as far as this torch can tell."""
+    import torch
+
+    known = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def said_of_precision(settings: Iterable[Settings], device: str) -> list[str]:
+    """What to know of the runs' precision on this device before they are begun."""
+    if device != "cpu" or all(each.precision == "float32" for each in settings) or computes_in_bfloat16():
+        return []
+    return ["precision=bfloat16: this processor has no instructions for it; float32 is several times faster here."]
 
 
 def check_gpus(device: str, ranks: int) -> None:

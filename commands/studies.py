@@ -40,6 +40,7 @@ from commands.options import (
     register,
     retrained,
     said_of_code,
+    said_of_precision,
     same_options,
     scale_named,
     studies_named,
@@ -456,7 +457,7 @@ def _train(
     threads = max(1, num_cores() // (num_workers * ranks))
     seconds = sum(estimate(planned.cell.settings, scale).seconds for planned in left) / num_workers
     say(f"{made.title}: {count(len(todo), 'run')} at scale {scale.name}, {done} done.")
-    for text in said_of_code(made):
+    for text in (*said_of_code(made), *said_of_precision((planned.cell.settings for planned in left), device)):
         say(text)
     if left:
         duration = f"about {about(seconds)} if each has {scale.speed.device} to itself"

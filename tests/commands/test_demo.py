@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from commands import demo
+from commands import demo, options
 from simsiam.errors import DataError
+from simsiam.settings.checks import validate
 
 
 def no_download(*_: object, **__: object) -> None:
@@ -44,6 +45,24 @@ def test_prepared_cifar10_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "CIFAR-10" in why
 
 
+def test_torch_and_the_kernel_agree_on_what_the_processor_has() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert options.computes_in_bfloat16() is ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "computes", "is_told"),
+    [("bfloat16", "cpu", False, True), ("bfloat16", "cpu", True, False), ("bfloat16", "cuda", False, False),
+     ("float32", "cpu", False, False)],
+)  # fmt: skip
+def test_bfloat16_on_a_processor_without_it_is_told(
+    precision: str, device: str, computes: bool, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "computes_in_bfloat16", lambda: computes)
+    said = options.said_of_precision([validate({}), validate({"precision": precision})], device)
+    assert bool(said) is is_told
+
+
 @pytest.mark.parametrize(
     ("known", "computes"), [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)]
 )
@@ -51,7 +70,7 @@ def test_bfloat16_is_chosen_where_the_processor_has_it(
     known: dict[str, bool], computes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: known, raising=False)
-    assert demo.computes_in_bfloat16() is computes
+    assert options.computes_in_bfloat16() is computes
     asked: list[list[str]] = []
     monkeypatch.setattr(demo, "images", lambda data: ("smoke", ["epochs=1"], ""))
     monkeypatch.setattr(demo, "run", lambda study, runs, data, scale, settings, seeds, jobs: asked.append(settings))

@@ -1,4 +1,4 @@
-"""A GPU that cells share: MPS, with a command that writes down how it is called; how busy it was, and what that means."""
+"""A GPU that cells share: MPS, with a command that notes how it is called; how busy it was, and what that means."""
 
 from __future__ import annotations
 
