@@ -31,7 +31,8 @@ def test_variables_of_the_shell_change_nothing(slurm: Slurm, folder: Path) -> No
     assert "Partition=low" in shown
     assert "Requeue=1" in shown
     assert "TimeLimit=00:20:00" in shown
-    assert "(BeginTime)" in grid.command("status", grid.study, *QUICK, env=HOSTILE).stdout
+    # SLURM gives the reason once it has looked at the job.
+    wait_for(lambda: "(BeginTime)" in grid.command("status", grid.study, *QUICK, env=HOSTILE).stdout, 60, grid.describe)
     grid.command("gc", "--yes", env=HOSTILE)
     assert (grid.latest().path / "code" / "simsiam").exists()
     assert "cancelled; jobs: 3" in grid.command("cancel", grid.study, *QUICK, env=HOSTILE).stdout

@@ -120,7 +120,8 @@ def test_no_room_to_write(slurm: Slurm, folder: Path) -> None:
     wait_for(lambda: other.status().state == "done" and full.highest_lease() > 3, 400, grid.describe)
     assert grid.latest().failures(full.run_id) == []
     expected = r"waits, and goes on by itself: no room to write \(.*No space left on device.*\): `gc` frees"
-    assert re.search(expected, grid.command("status", grid.study, *QUICK).stdout)
+    # Between two attempts, that is, and not in the middle of one.
+    wait_for(lambda: bool(re.search(expected, grid.command("status", grid.study, *QUICK).stdout)), 60, grid.describe)
     for path in full.path.glob(".checkpoint.pt.*"):
         path.unlink()
     grid.wait_until_done()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from simsiam.record import checkpoint
 from simsiam.settings.checks import validate
 from simsiam.settings.fields import Settings
 from tests import pictures
-from tests.conftest import Command
+from tests.conftest import ROOT, Command
 
 CELL = ["--scale", "smoke", "--set", "data.num_train=320", "--set", "evaluation.bank_size=200", "--set", "epochs=1"]
 
@@ -615,3 +618,37 @@ def test_rounds_without_a_step_are_further_and_further_apart(tmp_path: Path) -> 
     attempt.write_state(State.RUNNING)
     launch.write_round(Round(number=13, jobs=("13",), complete=True, released=True))
     assert end_round(launch) == (0, 0)
+
+
+SCONTROL = """#!/bin/sh
+case $1 in
+  requeue) (trap '' TERM; sleep 0.5; kill -TERM 0) >/dev/null 2>&1 & ;;
+  update) case $3 in StartTime*) sleep 1.5; echo "$2 $3" >> "$SAID" ;; esac ;;
+esac
+"""
+COME_BACK = """
+import signal
+from experiments.slurm.job import follow_up
+class Launch:
+    def is_cancelled(self):
+        return False
+signal.signal(signal.SIGTERM, lambda *_: None)  # as submitit's, which passes it by
+follow_up.KILL_SECONDS = 0.0
+follow_up.submit_look = lambda *_: print("submitted anew")
+follow_up.come_back(Launch(), "the disk is full")
+"""
+
+
+def test_the_request_to_end_does_not_end_the_command_that_says_when_to_come_back(tmp_path: Path) -> None:
+    """SLURM ends a job that is queued again: all its processes, `scontrol update` among them."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(SCONTROL)
+    scontrol.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}", "SAID": str(tmp_path / "said"), "SLURM_JOB_ID": "7",
+    }  # fmt: skip
+    command = [sys.executable, "-c", COME_BACK]
+    done = subprocess.run(command, cwd=ROOT, env=environment, start_new_session=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "looking again sooner" not in done.stdout
+    assert (tmp_path / "said").read_text() == "JobId=7 StartTime=now+10minutes\n"

@@ -8,6 +8,7 @@ permission to submit. This module imports no torch.
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from pathlib import Path
 
@@ -78,13 +79,19 @@ def come_back(launch: Launch, reason: str) -> None:
     say(f"{reason}: looking again in {COME_BACK_MINUTES} minutes")
     with contextlib.suppress(SlurmError):
         commands.comment(job, reason)
+    # SLURM's request to end comes with the requeue, to all of the job: it must not end the command that says when.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     while not _is_cancelled(launch):
         try:
             commands.requeue(job)
-            commands.begin(job, f"now+{COME_BACK_MINUTES}minutes")
-            time.sleep(KILL_SECONDS)
         except SlurmError as error:
             say(f"cannot be queued again yet: {error}")
+        else:
+            try:
+                commands.begin(job, f"now+{COME_BACK_MINUTES}minutes")
+            except SlurmError as error:
+                say(f"looking again sooner: {error}")
+            time.sleep(KILL_SECONDS)
         with contextlib.suppress(SlurmError, OSError):
             return submit_look(launch, COME_BACK_MINUTES, say, follow_up)  # a cluster where nothing is queued again
         time.sleep(60)
