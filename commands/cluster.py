@@ -241,7 +241,7 @@ def check(
     runs: Runs = DEFAULT_RUNS,
     data: Data = DEFAULT_DATA,
 ) -> None:
-    """Submit a job of a minute that reports what works on a cluster, and how its jobs are ended."""
+    """Submit a job of two minutes that reports what works on a cluster, and how its jobs are ended."""
     from experiments.slurm.check import check as check_cluster
     from experiments.slurm.profile import load_cluster
 

@@ -1,4 +1,4 @@
-"""A job of a minute that finds out what a cluster does with this program's jobs: `cluster check`."""
+"""A job of two minutes that finds out what a cluster does with this program's jobs: `cluster check`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from simsiam.machine import num_cores
 
 CONFIG = ("JobRequeue", "PreemptMode", "PreemptType", "KillWait", "MaxArraySize", "AccountingStorageType")
 PARTITION = ("PartitionName", "State", "MaxTime", "GraceTime", "PreemptMode", "DefMemPerCPU", "DefMemPerNode")
-WARNING_SECONDS = 30  # before the end of the minute, the signal is asked for
+MINUTES = 2  # SLURM may send a signal a minute early, and the probe has to have begun by then
+WARNING_SECONDS = 30  # before the end, the signal is asked for
 
 
 def probe(folder: str, data: str) -> None:
@@ -70,8 +71,8 @@ def check(cluster: Cluster, runs: Path, data: Path, tell: Callable[[str], None],
     tell("Partition: " + ", ".join(f"{key} {partition[key]}" for key in PARTITION if key in partition))
     path, launch = _folder(cluster, runs, "check", data)
     (path / "from-login").touch()
-    job = submit_probe(launch, probe, str(path), str(data), tasks=1, minutes=1, warning=WARNING_SECONDS)
-    tell(f"Job {job} submitted; it runs for a minute.")
+    job = submit_probe(launch, probe, str(path), str(data), tasks=1, minutes=MINUTES, warning=WARNING_SECONDS)
+    tell(f"Job {job} submitted; it runs for {MINUTES} minutes.")
     begun = _wait(job, tell, patience)
     report = read_json(path / "probe.json")
     if report is None:

@@ -41,6 +41,7 @@ def test_a_grid_over_two_nodes_ends_as_the_local_one(slurm: Slurm, folder: Path)
         options=[*QUICK, "--seeds", "3"],
         # One task fills a node, so that the two cannot share one.
         profile={"array_parallelism": 2, "cpus_per_task": 2, "cells_per_gpu": 2, "constraint": "f5|f6"},
+        sleep=0.5,  # a step: no node has trained all before the other has loaded PyTorch
     )
     output = grid.launch()
     assert "6 cells submitted" in output
@@ -198,8 +199,7 @@ def test_without_accounting(folder: Path) -> None:
         for grid, node in ((low, "n1"), (spot, "n2")):
             grid.wait_until_past(12)
             small.call("sbatch", "-p", "high", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2")
-        status = low.command("status", low.study, *options)
-        assert "running" in status.stdout
+        wait_for(lambda: "running" in low.command("status", low.study, *options).stdout, 120, low.describe)
         for grid in (low, spot):
             grid.wait_until_done()
             grid.check_one_publisher()
