@@ -116,7 +116,7 @@ def match(table: Table, given: Mapping[str, str]) -> dict[str, str]:
     return matched
 
 
-def _cannot_be(measure: str, values: Column) -> str:
+def cannot_be(measure: str, values: Column) -> str:
     """Why a column is not this measure: values that it cannot have, by the catalogue. Empty: there is none.
 
     A rank of 0, where it is at least 1, is a collapsed one as some write it; so lower ends above 0 count as 0.
@@ -150,7 +150,7 @@ def as_log(table: Table, given: Mapping[str, str]) -> Log:
     num_rows = len(next(iter(measures.values())))
     notes: list[str] = []
     for name, column in list(matched.items()):
-        if not (reason := _cannot_be(name, table.columns[column])):
+        if not (reason := cannot_be(name, table.columns[column])):
             continue
         if name in given:
             raise SettingsError(f"{table.source}: {column!r} is not {name}: {reason}  [--column {name}={column}]")

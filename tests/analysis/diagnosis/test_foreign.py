@@ -21,7 +21,7 @@ from analysis.diagnosis.foreign import Given, diagnose_log
 from analysis.diagnosis.rules import VERDICTS
 from analysis.figures.embeddings import plot_embeddings
 from analysis.figures.spectrum import LOWEST
-from analysis.frames.foreign_columns import MOST_POINTS, as_log, choose_columns, measure_of
+from analysis.frames.foreign_columns import MOST_POINTS, as_log, cannot_be, choose_columns, measure_of
 from analysis.frames.foreign_files import KINDS, read_tables
 from commands.app import app
 from experiments.weights.embeddings import ENDINGS, measure, read_embeddings
@@ -390,7 +390,7 @@ def test_a_column_of_what_a_measure_cannot_be_is_not_taken_for_it(tmp_path: Path
     pd.DataFrame({"loss": loss, "std": -0.04, "knn": 4321.0, "rankme": 0.0}).to_csv(tmp_path / "a.csv", index=False)
     said = " ".join(call(tmp_path / "a.csv").output.split())
     assert "std is not taken for z_std" in said
-    assert "at least 0, and 100 of its values are not, -0.04 the first" in said
+    assert "from 0 to 1, and 100 of its values are not, -0.04 the first" in said
     assert "knn is not taken for knn_top1" in said
     assert "rankme" in said
     assert "rankme is not taken" not in said, "some write 0 for the rank of a point"
@@ -554,6 +554,7 @@ def test_any_table_of_numbers_gets_a_verdict_or_one_line() -> None:
     random = np.random.default_rng(0)
     from analysis.frames.foreign_files import Table
 
+    judged = 0
     for _ in range(200):
         n = int(random.integers(1, 60))
         columns = {
@@ -570,8 +571,15 @@ def test_any_table_of_numbers_gets_a_verdict_or_one_line() -> None:
             with pytest.raises(SettingsError, match="no number"):
                 as_log(table, {})
             continue
+        logged = [name for name in set(columns) - {"step", "epoch"} if not np.isnan(columns[name]).all()]
+        if all(cannot_be(measure_of(name) or "", columns[name]) for name in logged):
+            with pytest.raises(SettingsError, match=r"^any: \w+ is not taken for [^\n]*$"):
+                as_log(table, {})
+            continue
         log = as_log(table, {})
         assert diagnose_log(log, Given()).diagnosis.verdict in VERDICTS
+        judged += 1
+    assert judged > 100
 
 
 def test_the_help_names_every_kind_and_ending() -> None:
