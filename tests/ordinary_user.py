@@ -20,9 +20,13 @@ import commands.app, experiments.local.grid, experiments.status, experiments.pla
 import commands.live_grid
 import simsiam.data.sets, simsiam.data.originals, analysis.frames.cache
 import analysis.diagnosis.rules, analysis.report.one_study
-if sys.argv[1] == "report":  # which imports more as it goes: once to nowhere, as root
-    import contextlib, io, tempfile
-    arguments = list(sys.argv)
+import contextlib, io, tempfile
+arguments = list(sys.argv)
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    sys.argv = [*arguments[:2], "--help"]  # the command line imports more as it goes
+    commands.app.main()
+sys.argv = list(arguments)
+if sys.argv[1] == "report":  # and so does this: once to nowhere, as root
     analysis.frames.cache._store = lambda *_: None  # what root can read must not be found there
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         sys.argv += ["--out", folder]
@@ -30,7 +34,8 @@ if sys.argv[1] == "report":  # which imports more as it goes: once to nowhere, a
             commands.app.main()
     sys.argv = arguments
 os.setgroups([]), os.setgid({NOBODY}), os.setuid({NOBODY})
-if sys.argv[1] == "report" and not os.access(analysis.report.one_study.__file__, os.R_OK):  # nor then its templates
+needed = (analysis.report.one_study, rich.console)  # beside them are its templates and the fonts
+if sys.argv[1] == "report" and not all(os.access(each.__file__, os.R_OK) for each in needed):
     sys.exit({CANNOT_START})
 commands.app.main()
 """
