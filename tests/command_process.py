@@ -27,6 +27,11 @@ LOADED = ["torch", "torchvision", "pandas", "seaborn", "matplotlib.pyplot", "skl
 ]
 
 
+def environment() -> dict[str, str]:
+    """Of the command: this process's, without what it would read itself."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("ABLATION_")}
+
+
 def forked(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     """A process of the server's that calls ``target``, not started yet."""
     context = multiprocessing.get_context("forkserver")
@@ -38,9 +43,8 @@ def forked(target: Callable[..., None], *arguments: Any) -> BaseProcess:
 
 def call(arguments: tuple[str, ...], folder: Path, scratch: Path, seconds: float) -> subprocess.CompletedProcess[str]:
     """What ``run_ablation.py`` with these ``arguments`` says from a ``folder``; its output goes through ``scratch``."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("ABLATION_")}
     out, err = scratch / "stdout", scratch / "stderr"
-    process = forked(_act, arguments, folder, environment, out, err)
+    process = forked(_act, arguments, folder, environment(), out, err)
     process.start()
     process.join(seconds)
     if process.is_alive():
@@ -51,10 +55,10 @@ def call(arguments: tuple[str, ...], folder: Path, scratch: Path, seconds: float
     return subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
 
 
-def _act(arguments: tuple[str, ...], folder: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+def _act(arguments: tuple[str, ...], folder: Path, variables: dict[str, str], out: Path, err: Path) -> None:
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(environment)
+    os.environ.update(variables)
     for number, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.argv = [str(ROOT / "run_ablation.py"), *arguments]

@@ -6,7 +6,6 @@ fail instead (``tools.py``).
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -75,11 +74,10 @@ def command(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Command
     def call(*arguments: str, timeout: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
         if not options:
             return command_process.call(arguments, tmp_path, scratch, timeout)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("ABLATION_")}
         return subprocess.run(
             [sys.executable, str(ROOT / "run_ablation.py"), *arguments],
             cwd=tmp_path,
-            env=environment | options.pop("env", {}),
+            env=command_process.environment() | options.pop("env", {}),
             capture_output=True,
             text=True,
             timeout=timeout,

@@ -149,14 +149,14 @@ def as_log(table: Table, given: Mapping[str, str]) -> Log:
         )
     num_rows = len(next(iter(measures.values())))
     notes: list[str] = []
-    for name, column in list(matched.items()):
-        if not (reason := cannot_be(name, table.columns[column])):
+    for name, values in list(measures.items()):
+        if not (reason := cannot_be(name, values)):
             continue
+        column = matched[name]
         if name in given:
             raise SettingsError(f"{table.source}: {column!r} is not {name}: {reason}  [--column {name}={column}]")
         notes.append(f"{column} is not taken for {name}: {reason}")
-        del matched[name]
-        measures.pop(name, None)
+        del matched[name], measures[name]
     if not measures:
         raise SettingsError(f"{table.source}: {'; '.join(notes)}")
     step, epoch, rows = _times(table, matched, num_rows, notes)

@@ -51,13 +51,18 @@ def test_one_cell_on_a_gpu_shares_it_with_none(tmp_path: Path) -> None:
 
 
 def watched(runs: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> float | None:
-    """What the heartbeat of a run on ``device`` has found after a fifth of a second of beats."""
+    """What the heartbeat of a run on ``device`` has found after four beats or more."""
     monkeypatch.setattr(train_cell, "HEARTBEAT_SECONDS", 0.01)
     attempt = RunFolder(runs, "0123456789ab-s0").claim(settings(seed=0), Heartbeats(), retry_failed=False)
     assert attempt
     heartbeat = train_cell._Heartbeat(attempt, torch.device(device))
+    beats = list[str]()
+    write = attempt.write_state
+    monkeypatch.setattr(attempt, "write_state", lambda state: (beats.append(state), write(state)))
     heartbeat.start()
-    time.sleep(0.2)
+    deadline = time.monotonic() + 30
+    while len(beats) < 6 and time.monotonic() < deadline:
+        time.sleep(0.01)
     heartbeat.stop()
     return heartbeat.gpu_busy_percent()
 
