@@ -42,7 +42,7 @@ from tests.own_methods import own
 
 Answers = dict[str, Any]
 CPU = torch.device("cpu")
-SILENCE = 32.0  # seconds that a rank says nothing, where others wait for a quarter of it
+SILENCE = 20.0  # seconds that a rank says nothing, where others wait for a quarter of it
 
 # Methods at smoke scale, trained for 20 steps; switches that compare or remember across the batch, for 5, in which
 # every image is seen again.

@@ -106,14 +106,16 @@ class _Worker:
 class Pool:
     """Up to ``machine.num_workers`` processes, each training one cell at a time.
 
-    With ``warm`` workers a process trains one cell after another. Otherwise each cell has a process of its own, forked
-    from one that has imported torch and done nothing else, so that nothing of a cell is left for the next.
+    With ``warm`` workers a process trains one cell after another. Otherwise each cell has a process of its own, so that
+    nothing of a cell is left for the next. On Linux they are forked from a process that has imported torch and done
+    nothing else: what takes seconds is done once, and its memory is shared.
     """
 
     def __init__(self, machine: Machine, command: str, *, warm: bool) -> None:
         self.machine, self.command, self.warm = machine, command, warm
-        self._context: Any = multiprocessing.get_context("spawn" if warm else "forkserver")
-        if not warm:
+        can_fork = sys.platform == "linux"  # macOS's libraries may not be used after a fork, Windows has none
+        self._context: Any = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+        if can_fork:
             self._context.set_forkserver_preload(["experiments.local.ranks", "simsiam.data.sets"])
         with signals_held_back():  # an event brings a process with it that tidies up
             self.stop: Event = self._context.Event()

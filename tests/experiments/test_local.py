@@ -22,7 +22,7 @@ from tests.conftest import ROOT, Command
 # Cells that take a few seconds each: long enough to be caught in the middle.
 CELL = ["--set", "data.num_train=640", "--set", "batch_size=32", "--set", "evaluation.bank_size=200"]
 QUICK = ["stop-gradient", "--scale", "smoke", *CELL, "--set", "epochs=1"]
-SLOW = ["stop-gradient", "--scale", "smoke", *CELL, "--set", "epochs=40", "-j", "2"]
+SLOW = ["stop-gradient", "--scale", "smoke", *CELL, "--set", "epochs=20", "-j", "2"]
 
 
 @pytest.fixture

@@ -245,7 +245,7 @@ def test_the_batch_must_be_a_multiple_of_the_ranks(command: Command) -> None:
     assert "multiple of the 7 ranks" in run.stderr
 
 
-ONE_CELL = ["grid", "optimizer.lr=0.05", "--scale", "smoke", *CELL, "--set", "epochs=8"]
+ONE_CELL = ["grid", "optimizer.lr=0.05", "--scale", "smoke", *CELL, "--set", "epochs=6"]
 
 
 def children(pid: int) -> list[int]:
