@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from experiments.runs.states import State
 from experiments.studies.study import Cell, Scale, Study, make_cells, no_collection
 from simsiam.data.sets import fingerprint
 from simsiam.settings.fields import DataSettings, Settings
-from simsiam.settings.identity import config_id
+from simsiam.settings.identity import config_id, run_name, split_run_name
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def make_plan(
             key = id(cell.origins)
             if key not in names:
                 names[key] = config_id(cell.settings, fingerprints[data_settings] or "unprepared")
-            yield PlannedCell(cell, names[key], f"{names[key]}-s{cell.seed}", study.name)
+            yield PlannedCell(cell, names[key], run_name(names[key], cell.seed), study.name)
 
     cells = list(planned(make_cells(study, scale, wanted, overrides)))
     if seeds is None and not to_train:
@@ -166,8 +165,8 @@ def seeds_on_disk(runs: Path) -> dict[str, set[int]]:
     """The seeds of which there are run folders, by the name of the configuration."""
     found = dict[str, set[int]]()
     for name in run_names(runs):
-        if match := re.fullmatch(r"([0-9a-f]{12})-s(\d+)", name):
-            found.setdefault(match[1], set()).add(int(match[2]))
+        if parts := split_run_name(name):
+            found.setdefault(parts[0], set()).add(parts[1])
     return found
 
 

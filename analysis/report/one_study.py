@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -24,10 +23,11 @@ from analysis.verdicts.pairing import pairing
 from analysis.verdicts.quantities import StudyRuns
 from analysis.verdicts.two_sources import Sources, sources_of_runs
 from analysis.verdicts.verdicts import Verdict, verdicts
-from experiments.plan import Plan
+from experiments.plan import Plan, seeds_on_disk
 from experiments.studies.published import Published, published
 from experiments.studies.study import PaperResult, Study
 from simsiam.settings.fields import Settings, flatten
+from simsiam.settings.identity import run_name
 
 
 @dataclass(frozen=True)
@@ -176,14 +176,9 @@ def noise(variants: Sequence[ReportVariant], runs: pd.DataFrame) -> list[tuple[s
 
 def gather(variants: Sequence[ReportVariant], runs_dir: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The points and runs of a study, with the column ``variant``: a row for each seed asked for or found."""
-    found: dict[str, set[int]] = {}
-    if runs_dir.is_dir():
-        for entry in os.scandir(runs_dir):
-            match = re.fullmatch(r"(.+)-s(\d+)", entry.name)
-            if match and entry.is_dir():
-                found.setdefault(match[1], set()).add(int(match[2]))
+    found = seeds_on_disk(runs_dir)
     folders = [
-        f"{variant.config_id}-s{seed}"
+        run_name(variant.config_id, seed)
         for variant in variants
         for seed in sorted({*variant.seeds, *(() if variant.no_others else found.get(variant.config_id, ()))})
     ]

@@ -72,6 +72,11 @@ class StudyResults:
     study: Study
     runs: pd.DataFrame
 
+    def of(self, variant: str) -> pd.DataFrame:
+        """Those of one variant."""
+        runs: pd.DataFrame = self.runs[self.runs["variant"] == variant]
+        return runs
+
 
 def tables(results: Mapping[str, StudyResults], scale: Scale) -> Iterator[Table]:
     """The paper's tables whose studies are in ``results``, by name, with ours at a scale."""
@@ -83,7 +88,7 @@ def tables(results: Mapping[str, StudyResults], scale: Scale) -> Iterator[Table]
 def _table(layout: Layout, results: Mapping[str, StudyResults], scale: Scale) -> Table:
     metric = METRICS[accuracy_of(results[layout.study].runs)]
     places = [layout.place(name) for row in layout.rows for name in row.of]
-    of_variants = [runs[runs["variant"] == variant] for study, variant in places for runs in [results[study].runs]]
+    of_variants = [results[study].of(variant) for study, variant in places]
     decimals = decimals_of(of_variants, metric)
     cells = [[_cell(*layout.place(name), results, metric, decimals) for name in row.of] for row in layout.rows]
     ours = f"Ours: {metric.heading}, {scale.name} scale, mean ± sample standard deviation over seeds."
@@ -118,7 +123,7 @@ def _cell(
         theirs = Entry(paper.note.partition(";")[0])
     if variant not in of_study.runs["variant"].cat.categories:
         return theirs, Entry(reason="not at this scale")
-    runs = of_study.runs[of_study.runs["variant"] == variant]
+    runs = of_study.of(variant)
     ours = estimate_entry(runs, metric, decimals, say_how_many=True)
     words = [word for word in dict.fromkeys(came_to(runs)) if word not in ("", "healthy")]
     if not ours.text or not words:

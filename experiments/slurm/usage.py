@@ -50,16 +50,15 @@ def usage_of(launch: Launch) -> Iterator[str]:
         what = "of a GPU" if profile.on_gpu else "of a cell's process"
         yield f"memory {what}, by the runs' own records: {max(peaks) / 2**30:,.2f} GiB at most ({len(peaks)} cells)"
     shares = [result["gpu_busy_percent"] for result in results if result.get("gpu_busy_percent") is not None]
-    yield from gpu_lines(shares, profile)
+    if shares:
+        yield gpu_line(shares, profile)
 
 
-def gpu_lines(busy_percent: list[float], profile: Profile) -> Iterator[str]:
+def gpu_line(busy_percent: list[float], profile: Profile) -> str:
     """How busy the GPUs were, from a number of each cell, and how many cells could share one."""
-    if not busy_percent:
-        return
     mean = fmean(busy_percent)
     line = f"GPU, by the runs' own records: busy for {mean:.0f} % of the time ({len(busy_percent)} cells)"
     more = int(profile.cells_per_gpu * GPU_IN_USE / max(mean, 1.0))
     if more > profile.cells_per_gpu and profile.ranks == 1:
         line += f"; `cells_per_gpu: {more}` could use the rest, if {more} cells fit into its memory"
-    yield line
+    return line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import cache
 
 from simsiam.settings.fields import Settings, default_values, flatten, sections, without_effect
@@ -43,5 +44,16 @@ def config_id(settings: Settings, data_fingerprint: str) -> str:
 
 
 def run_id(settings: Settings, data_fingerprint: str) -> str:
-    """Name of a run: the configuration's name and the seed, e.g. ``3f9a0c41b2d7-s0``."""
-    return f"{config_id(settings, data_fingerprint)}-s{settings.seed}"
+    """Name of a run of these settings, and of its folder: see :func:`run_name`."""
+    return run_name(config_id(settings, data_fingerprint), settings.seed)
+
+
+def run_name(config: str, seed: int) -> str:
+    """The configuration's name and the seed, e.g. ``3f9a0c41b2d7-s0``."""
+    return f"{config}-s{seed}"
+
+
+def split_run_name(name: str) -> tuple[str, int] | None:
+    """The configuration's name and the seed; None if this is no run's name."""
+    match = re.fullmatch(r"(.+)-s(\d+)", name)
+    return (match[1], int(match[2])) if match else None

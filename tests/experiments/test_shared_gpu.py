@@ -13,7 +13,7 @@ from experiments.local import train_cell
 from experiments.runs.folder import Heartbeats, RunFolder
 from experiments.slurm.mps import COMMAND, service
 from experiments.slurm.profile import Profile, load_cluster
-from experiments.slurm.usage import gpu_lines
+from experiments.slurm.usage import gpu_line
 from simsiam.errors import SettingsError
 from tests.run_folders import settings
 
@@ -92,10 +92,6 @@ def test_without_a_gpu_nobody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [([20.0, 40.0], 1, "cells_per_gpu: 3"), ([20.0], 2, "cells_per_gpu: 9"), ([88.0], 1, None), ([46.0], 1, None)],
 )
 def test_cells_that_leave_a_gpu_idle_could_share_it(busy: list[float], cells_per_gpu: int, asked: str | None) -> None:
-    (line,) = gpu_lines(busy, Profile(cells_per_gpu=cells_per_gpu))
+    line = gpu_line(busy, Profile(cells_per_gpu=cells_per_gpu))
     assert f"busy for {sum(busy) / len(busy):.0f} %" in line
     assert asked in line if asked else "cells_per_gpu" not in line
-
-
-def test_no_record_no_line() -> None:
-    assert not list(gpu_lines([], Profile()))

@@ -23,7 +23,7 @@ from simsiam.errors import DataError, SettingsError
 from simsiam.record import curves
 from simsiam.settings.checks import validate
 from simsiam.settings.fields import Settings
-from simsiam.settings.identity import run_id
+from simsiam.settings.identity import run_id, run_name, split_run_name
 from tests.conftest import ROOT, SMALL
 
 Small = Callable[..., Settings]
@@ -46,6 +46,12 @@ def owned_by_a_dead_process(runs: Path) -> None:
         "attempt.progress = {'step': 7}; attempt.write_state(State.RUNNING)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(runs), json.dumps(SMALL)], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(("config", "seed"), [("3f9a0c41b2d7", 0), ("a-s1", 12)])
+def test_a_run_s_name_says_its_configuration_and_seed(config: str, seed: int) -> None:
+    assert split_run_name(run_name(config, seed)) == (config, seed)
+    assert split_run_name("reports") is None
 
 
 def test_a_run_has_one_owner(small: Small, tmp_path: Path) -> None:
