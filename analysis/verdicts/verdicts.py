@@ -199,8 +199,8 @@ def _changed(claim: Claim, study_runs: StudyRuns, design: Design, study: str) ->
 def _difference_in_kind(claim: Claim, study_runs: StudyRuns, scale: str) -> tuple[str, ...]:
     sentences = []
     if claim.where and claim.made_at != scale:
-        data = sorted({str(name) for each in claim.variants() for name in study_runs.ended(each)["data.name"].dropna()})
-        on = f" on {' and '.join(data)}" if data else ""
+        names = {str(name) for each in claim.variants() for name in study_runs.ended(each)["data.name"].dropna()}
+        on = " on " + " and ".join(sorted(names)).replace("folder", "images from a folder") if names else ""
         sentences.append(f"The paper's claim is at {claim.made_at} scale; it was checked here at {scale} scale{on}.")
     if claim.where and any(_compares_accuracies(check) for check in claim.checks):
         sentences.append("The paper compares accuracies of linear evaluation; here they are those of kNN.")

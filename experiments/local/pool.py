@@ -27,6 +27,9 @@ POLL_SECONDS = 1.0  # at most, between two looks at what the workers tell
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR2") if hasattr(signal, name)
 ]  # Windows has not all of them
+# Loaded once for all workers, from where Python looks by itself. No module of ours: the one that is installed there may
+# not be the one that was called.
+PRELOADED = ["torch", "torchvision.transforms.v2", "scipy.optimize", "pydantic"]
 # What a training process is to find in its environment when it loads torch.
 ENVIRONMENT = {
     # Threads that wait for each other by spinning, which GNU's OpenMP does by default, starve on a machine that others
@@ -116,7 +119,7 @@ class Pool:
         can_fork = sys.platform == "linux"  # macOS's libraries may not be used after a fork, Windows has none
         self._context: Any = multiprocessing.get_context("forkserver" if can_fork else "spawn")
         if can_fork:
-            self._context.set_forkserver_preload(["experiments.local.ranks", "simsiam.data.sets"])
+            self._context.set_forkserver_preload(PRELOADED)
         with signals_held_back():  # an event brings a process with it that tidies up
             self.stop: Event = self._context.Event()
         self._workers: list[_Worker] = []

@@ -37,6 +37,27 @@ def call(place: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def test_a_run_is_trained_by_the_code_that_was_called(copy: Path, tmp_path: Path) -> None:
+    """From a folder that is none of the project's, where Python by itself finds the installed package."""
+    edit(
+        copy,
+        "simsiam/model/losses.py",
+        "* F.normalize(z, dim=1)).sum(1).mean()",
+        "* F.normalize(z, dim=1)).sum(1).mean() * 0.5",
+    )
+    for command in ("run", "status"):
+        options = [str(copy / "study.yaml"), *OPTIONS[1:], "--runs", "runs"]
+        done = subprocess.run(
+            [sys.executable, str(copy / "run_ablation.py"), command, *options],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "other training code" not in done.stdout
+
+
 def edit(place: Path, file: str, before: str, after: str) -> None:
     text = (place / file).read_text()
     assert before in text
