@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, NoReturn, Optional
 
 import typer
 
@@ -141,9 +141,11 @@ def _diagnose_runs(
     found = _run_folder(target, runs)
     if found is not None:
         points, rows = load_runs(found.parent, [found.name])
-    elif Path(target).is_dir():
-        points, rows = load_runs(target)
-        _refuse_folder_of_files(Path(target), rows)
+    elif target and Path(target).is_dir():
+        folders = sorted(path.name for path in Path(target).iterdir() if _is_run(path))
+        if not folders:
+            _refuse_folder_of_files(Path(target))
+        points, rows = load_runs(target, folders)
     else:
         _refuse_file_that_is_not_there(target)
         try:
@@ -163,9 +165,6 @@ def _diagnose_runs(
     if as_json:
         print_json([{"name": names.get(each.run, each.run), **each.as_json()} for each in diagnoses])
         return
-    if not diagnoses:
-        make_console().print(f"{target}: holds no runs")
-        return
     if len(diagnoses) > 1:
         _print_table(diagnoses, names)
     for each, note in zip(diagnoses, rows["note"], strict=True):
@@ -182,23 +181,26 @@ def _refuse_file_that_is_not_there(target: str) -> None:
         raise SettingsError(f"{target}: there is no such file or folder")
 
 
-def _refuse_folder_of_files(folder: Path, runs: pd.DataFrame) -> None:
-    """Raises SettingsError for a folder that holds no runs, but files that are to be named themselves."""
-    files = sorted(path for path in folder.iterdir() if is_foreign(str(path))) if runs.empty else []
+def _refuse_folder_of_files(folder: Path) -> NoReturn:
+    """Raises SettingsError for a folder that holds no runs, but files, maybe, that are to be named themselves."""
+    files = sorted(path for path in folder.iterdir() if is_foreign(str(path)))
     if files:
         names, first = ", ".join(path.name for path in files[:3]), " ".join(map(str, files[:2]))
         raise SettingsError(
             f"{folder}: holds no runs, but {count(len(files), 'file')} ({names}{' ...' * (len(files) > 3)}); name the"
             f" files: diagnose {first}"
         )
+    raise SettingsError(f"{folder}: holds no runs")
 
 
 def _run_folder(target: str, runs: Path) -> Path | None:
     """The folder of a run that is named by its place, or by its name among the runs; None if it is no run."""
-    for path in (Path(target), runs / target):
-        if path.is_dir() and (any(path.glob("metrics*.jsonl")) or (path / "config.yaml").exists()):
-            return path.absolute()
-    return None
+    found = next((path for path in (Path(target), runs / target) if target and _is_run(path)), None)
+    return None if found is None else found.absolute()
+
+
+def _is_run(folder: Path) -> bool:
+    return folder.is_dir() and (any(folder.glob("metrics*.jsonl")) or (folder / "config.yaml").exists())
 
 
 def _print_table(diagnoses: list[Diagnosis], names: dict[str, str]) -> None:
@@ -297,6 +299,7 @@ def compare(
 
     if len(chosen) < 2:
         raise SettingsError(f"{chosen[0]} is one run; compare takes two or more")
+    out = style.place(out, "csv")
     folders = []
     for name in chosen:
         folder = _run_folder(name, runs)

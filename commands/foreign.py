@@ -105,7 +105,10 @@ def _ends_of_loss(words: Words) -> dict[str, float]:
         raise SettingsError("chance, optimum: one without the other gives no scale  [--chance --optimum]")
     if words.loss is not None:
         raise SettingsError(f"loss: {words.loss} has a chance and an optimum of its own  [--loss --chance --optimum]")
-    if not -math.inf < words.optimum < words.chance < math.inf:
+    for option, value in (("chance", words.chance), ("optimum", words.optimum)):
+        if not math.isfinite(value):
+            raise SettingsError(f"{option}: {value:g} is not finite  [--{option}]")
+    if words.optimum >= words.chance:
         raise SettingsError(
             f"optimum: {words.optimum:g} is not below chance, {words.chance:g}; a loss is minimised  [--optimum]"
         )
@@ -120,6 +123,10 @@ def diagnose_files(targets: list[str], words: Words, out: Path | None, as_json: 
             f"{targets[embedded.index(False)]}: is no file of embeddings, as others here are; one kind a time"
         )
     given = given_by(words)
+    if out is not None:
+        from analysis.figures import style
+
+        out = style.place(out)
     found = _embeddings(targets, words, out) if embedded[0] else _logs(targets, words, given, out)
     if as_json:
         print_json([{"name": name, "read": read, **each.as_json()} for name, read, each in found])

@@ -133,7 +133,10 @@ def plan_for(
     from experiments.studies.study import seeds_from_text
 
     chosen = None if seeds is None else seeds_from_text(seeds)
-    return merge([make_plan(study, scale, chosen, overrides or [], runs, data, to_train=to_train) for study in studies])
+    made = merge([make_plan(study, scale, chosen, overrides or [], runs, data, to_train=to_train) for study in studies])
+    if to_train:
+        _check_code(made)
+    return made
 
 
 def with_images(made: Plan, make: Callable[[], Plan], progress: Callable[[str], None]) -> Plan:
@@ -206,6 +209,21 @@ def said_of_code(made: Plan) -> list[str]:
     """What a user must know of the code behind a plan's runs, and of runs beside them that other sources made."""
     other = other_code_of(made)
     return [*([] if other is None else [str(other)]), *_other_sources(made)]
+
+
+def _check_code(made: Plan) -> None:
+    """Raises SettingsError if a run is left to be trained by other code than that at hand (``--set code=HASH``)."""
+    from experiments.runs.code_changes import training_code
+    from experiments.runs.states import State
+
+    statuses = made.statuses()
+    for planned in made.cells:
+        wanted = planned.cell.settings.code
+        if wanted not in ("", training_code()) and statuses[planned.run_id].state != State.DONE:
+            raise SettingsError(
+                f"code: {planned.label} is to be trained by the code {wanted}; that at hand is {training_code()}"
+                f"  [{planned.cell.origins['code']}]"
+            )
 
 
 def _other_sources(made: Plan) -> list[str]:

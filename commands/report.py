@@ -86,6 +86,8 @@ def report(
     from simsiam.record.atomic_files import write_atomically
 
     chosen, whole, tables = scale_named(scale), study == "all", study == "paper"
+    if markdown is not None:
+        shelf.check_document(markdown)
     if tables and watch:
         raise SettingsError("watch: is not there for the paper's tables; `report all --watch` is  [--watch]")
     command = f"python {shlex.join(['run_ablation.py', *sys.argv[1:]])}"

@@ -16,16 +16,18 @@ from typing import Any
 
 from experiments.plan import Plan, fingerprint_to_read, seeds_on_disk
 from simsiam.settings.fields import Settings
-from simsiam.settings.identity import config_id
+from simsiam.settings.identity import config_id, run_name
 from simsiam.settings.own import digest_of, own_parts, parts_of, sources
 from simsiam.settings.own_code import FOLDER
 
 
 def runs_by_code(made: Plan, code: str) -> int:
-    """How many runs the cells have that were made anew by this training code, with ``code=HASH``."""
-    there, name_of = _on_disk(made.runs), _naming(made)
+    """How many runs the cells have that were made anew by this training code, with ``code=HASH``, and have ended."""
+    there, name_of = seeds_on_disk(made.runs), _naming(made)
     names = {name_of(settings.model_copy(update={"code": code})) for settings in _once(made)}
-    return sum(there[name] for name in names - {planned.config_id for planned in made.cells})
+    names -= {planned.config_id for planned in made.cells}
+    folders = (run_name(name, seed) for name in names for seed in there.get(name, ()))
+    return sum((made.runs / folder / "result.json").exists() for folder in folders)
 
 
 def runs_by_other_sources(made: Plan) -> dict[str, tuple[int, tuple[str, ...]]]:

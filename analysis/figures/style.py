@@ -14,6 +14,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from analysis.figures import fonts
+from simsiam.errors import SettingsError
 
 ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # widths in inches, of a column and of a page of two
 FORMATS = ("pdf", "svg", "png")
@@ -57,10 +58,11 @@ RC: dict[Any, Any] = {
     "svg.hashsalt": "analysis",  # the same figure gives the same file
 }
 # Dates and versions would make two files of one figure differ.
+_MADE_BY = "SimSiam ablations, run_ablation.py"  # by this a file is known as one that may be written anew
 _METADATA: dict[str, dict[str, Any]] = {
-    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-    "svg": {"Date": None, "Creator": None},
-    "png": {"Software": None},
+    "pdf": {"Creator": _MADE_BY, "Producer": None, "CreationDate": None},
+    "svg": {"Date": None, "Creator": _MADE_BY},
+    "png": {"Software": _MADE_BY},
 }
 
 
@@ -75,6 +77,25 @@ def shade(colour: str, place: int, of: int) -> str:
     white = 0.5 * (of - 1 - place) / max(of - 1, 1)
     red, green, blue = (channel + white * (1 - channel) for channel in to_rgb(colour))
     return colour if white == 0 else to_hex((red, green, blue))
+
+
+def place(out: Path, *more: str) -> Path:
+    """The ``stem`` of :func:`save` for the place that a user chose, with an ending or without.
+
+    ``more``: the endings of what goes beside the figure. Raises SettingsError if it is no name of a file, or that of a
+    file that no figure of this program is, or is not beside one.
+    """
+    if out.name in ("", ".."):
+        raise SettingsError(
+            f"out: {out} is a folder; a name for the figure is wanted, such as {out / 'figure'}  [--out]"
+        )
+    stem = out.with_suffix("") if out.suffix[1:] in FORMATS else out
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in (*FORMATS, *more)]
+    for path in paths:
+        figure = path if path.suffix[1:] in FORMATS else paths[-1 - len(more)]
+        if path.exists() and not (figure.is_file() and _MADE_BY.encode() in figure.read_bytes()):
+            raise SettingsError(f"out: {path} is there, and not by this command; choose another name  [--out]")
+    return stem
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

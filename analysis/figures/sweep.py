@@ -259,11 +259,12 @@ def drawing(figure: Sweep, points: pd.DataFrame, runs: pd.DataFrame, paper: Mapp
     label = label_of(figure.setting)
     heading = f"Accuracy against {label}"
     if figure.setting not in runs:
-        return absent(figure, heading, runs, "no run has settings that can be read")
+        return absent(figure, heading, runs, f"no run has a value of {figure.setting}")
     present = set(runs["variant"].astype(str))
-    base = figure.base if figure.base in present else None  # it may be run at other scales only
     swept = runs.assign(**{figure.setting: pd.to_numeric(runs[figure.setting], errors="coerce")})
     swept = swept.dropna(subset=[figure.setting])
+    base = figure.base if figure.base in set(swept["variant"]) else None  # it may be run at other scales only
+    with_value = [*swept["variant"].astype(str), *runs["variant"].astype(str)[runs["state"] != "done"]]
     metric = accuracy_of(swept)
     ended = swept[counts(swept)].dropna(subset=[f"final_{metric}"])
     if not len(ended):
@@ -294,7 +295,9 @@ def drawing(figure: Sweep, points: pd.DataFrame, runs: pd.DataFrame, paper: Mapp
             " The other panel has the paper's numbers (linear evaluation of a ResNet-50 on ImageNet): another "
             "quantity, so compare the shapes, not the heights."
         )
-    if lacking := missing(runs, of_variants):
+    if off_axis := missing(runs, with_value):
+        caption += f" Not in the figure, for want of a value of {figure.setting}: {', '.join(off_axis)}."
+    if lacking := [name for name in missing(runs, of_variants) if name not in off_axis]:
         caption += f" Without a result: {', '.join(lacking)}."
     theirs = {name: f", paper {known[name]:g} %" if name in known else "" for name in of_variants}
     numbers = [f"{name} {values.mean():.1f} %{theirs[name]}" for name, values in of_variants.items()]

@@ -267,11 +267,10 @@ def _value(row: dict[str, Any], name: str) -> float:
     if value is None:
         return math.inf
     if isinstance(value, str):
-        value = float(value) if _is_a_number(value) else math.nan
-        return value if math.isfinite(value) else math.inf
+        return _value({name: float(value)}, name) if _is_a_number(value) else math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
-    return float(value) if abs(value) < 1e300 else math.inf
+    return float(value) if abs(value) < 1e300 else math.inf  # also where it is NaN
 
 
 # --- TensorBoard -------------------------------------------------------------------------------------------------

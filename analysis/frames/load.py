@@ -12,7 +12,6 @@ and the column ``note`` names what is odd about it.
 from __future__ import annotations
 
 import math
-import re
 import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from analysis.frames.run_files import PROVENANCE_TEXTS, Contents, note_missing, 
 from experiments.runs.folder import RunFolder
 from simsiam.record.catalogue import ACCURACY, CATALOGUE, CURVES
 from simsiam.settings.fields import NEW_SETTINGS, Settings, flatten, is_argument
+from simsiam.settings.identity import split_run_name
 
 POINT_COLUMNS = (  # of each logged point; the metrics among them are those that every run logs
     "epoch",  # passes over the training set, fractional
@@ -102,11 +102,11 @@ def load_runs(
 
 def _read_run(folder: Path, defaults: Mapping[str, Any], *, use_cache: bool) -> tuple[Contents, dict[str, Any]]:
     """One run folder: what its files hold, and its row in the frame of runs."""
-    match = re.fullmatch(r"(.+)-s([0-9]{1,10})", folder.name)
+    named = split_run_name(folder.name)
     row: dict[str, Any] = dict.fromkeys(RUN_COLUMNS, math.nan)
     row |= dict.fromkeys((*PROVENANCE_TEXTS, "git_dirty", "outcome", "device_type", "versions", "started", "claims"))
     row |= {"run": folder.name, "path": str(folder), "stopped_early": False}
-    row |= {"config": match[1], "seed": int(match[2])} if match else {"config": folder.name}
+    row |= {"config": named[0], "seed": named[1]} if named else {"config": folder.name}
     if not _is_folder(folder):
         return Contents(), {**row, "state": "missing", "note": ""}
     contents = cache.read_cached(folder) if use_cache else read_contents(folder)

@@ -142,7 +142,7 @@ def markdown(reports: Sequence[ReportFiles], scale: Scale, command: str) -> str:
     lines = [
         f"# The paper's studies at {scale.name} scale" if len(reports) > 1 else f"# {reports[0].study.title}",
         "",
-        "Made from run folders and study files alone, by",
+        page.MADE_BY,
         "",
         f"    {command}",
         "",

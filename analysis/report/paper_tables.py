@@ -154,7 +154,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     runs = runs_of(results)
     ended = f"{int(counts(runs).sum())} of {len(runs)} runs have ended and did not diverge."
-    head = f"# {TITLE} at {scale.name} scale\n\nMade by\n\n    {command}\n\n{ended}\n"
+    head = f"# {TITLE} at {scale.name} scale\n\n{page.MADE_BY}\n\n    {command}\n\n{ended}\n"
     warning = f"\n**These are no results.** {no_results}\n" if no_results else ""
     document = "\n".join([head, warning, *(f"## {table.markdown()}" for table in found)])
     texts = {folder / "tables.md": document, folder / "tables.tex": "\n".join(_latex(table) for table in found)}

@@ -25,6 +25,7 @@ from analysis.verdicts.verdicts import Verdict
 from experiments.studies.study import HERE, Cell, Study
 from simsiam.errors import SettingsError
 from simsiam.record.atomic_files import write_atomically
+from simsiam.settings.identity import split_run_name
 from simsiam.settings.own import own_parts
 
 RECORD, LIST = "report.json", "reports.html"
@@ -102,6 +103,17 @@ def check_free(subject: Subject, folder: Path) -> None:
     if held is not None and held != subject.record(folder):
         of = ", ".join(f"{key} {value}" for key, value in held.items() if value)
         raise SettingsError(f"out: {folder} holds another report ({of}); choose another folder  [--out]")
+    names = sorted(path.name for path in folder.iterdir()) if held is None and folder.is_dir() else []
+    if any(split_run_name(name) for name in names):
+        raise SettingsError(f"out: {folder} holds run folders; choose another folder  [--out]")
+    if foreign := [name for name in names if re.match(r"index\.html$|tables?\.|figure", name)]:
+        raise SettingsError(f"out: {folder} holds {foreign[0]}, which is of no report; choose another folder  [--out]")
+
+
+def check_document(path: Path) -> None:
+    """Refuse to write a document where there is a file that is none of ours. Raises SettingsError."""
+    if path.exists() and not (path.is_file() and page.MADE_BY in path.read_text(encoding="utf-8", errors="replace")):
+        raise SettingsError(f"markdown: {path} is there, and is no document of `report`; choose another  [--markdown]")
 
 
 def _held(folder: Path) -> dict[str, Any] | None:

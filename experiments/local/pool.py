@@ -146,7 +146,13 @@ class Pool:
         )
         prepare_environment(self.machine.threads)
         with signals_held_back():
-            process.start()
+            try:
+                process.start()
+            except (EOFError, OSError):  # what processes are forked from was killed while it loaded PyTorch
+                raise StoreError(
+                    "a process for training did not start: what it is forked from was killed, of which a lack of memory"
+                    " is often the reason; the same command tries it again"
+                ) from None
         theirs.close()
         worker = _Worker(index, process, ours)
         self._workers.append(worker)
@@ -154,13 +160,13 @@ class Pool:
 
     def listen(self) -> Iterator[Progress | Ended]:
         """Take in what the workers tell, for at most a second."""
-        by_source: dict[object, _Worker] = {}
-        for worker in self._workers:
-            by_source |= {worker.connection: worker, worker.process.sentinel: worker}
-        if not by_source:
+        # Where a worker ends, so does its connection. Its sentinel would also say so when only the process that it was
+        # forked from is gone.
+        by_connection = {worker.connection: worker for worker in self._workers}
+        if not by_connection:
             time.sleep(POLL_SECONDS)
             return
-        for worker in {by_source[source] for source in wait(list(by_source), timeout=POLL_SECONDS)}:  # type: ignore[arg-type]
+        for worker in [by_connection[each] for each in wait(list(by_connection), timeout=POLL_SECONDS)]:  # type: ignore[index]
             try:
                 while worker.connection.poll():
                     told = worker.connection.recv()

@@ -74,25 +74,16 @@ def other_code(runs: Path, done: Iterable[str]) -> OtherCode | None:
     return OtherCode(len(other), len(names), tuple(files), sum(each is None for each in other))
 
 
-@cache
-def code_hash(root: Path = ROOT) -> str:
-    """A hash of all sources of the core in a checkout or a copy, as they are, 16 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for path in sorted((root / "simsiam").rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def training_code() -> str:
-    """A hash of the training code at hand, 16 hexadecimal digits."""
-    return hashlib.sha256(repr(sorted(training_files().items())).encode()).hexdigest()[:16]
+def training_code(root: Path = ROOT) -> str:
+    """A hash of the training code in a checkout or a copy, 16 hexadecimal digits: by default of that at hand."""
+    return hashlib.sha256(repr(sorted(training_files(root).items())).encode()).hexdigest()[:16]
 
 
 @cache
-def training_files() -> dict[str, str]:
-    """A hash of each file of the training code at hand, by its path in the project."""
-    paths = (ROOT / "simsiam").rglob("*.py")
-    return _hashes({path.relative_to(ROOT).as_posix(): path.read_bytes() for path in paths})
+def training_files(root: Path = ROOT) -> dict[str, str]:
+    """A hash of each file of the training code, by its path in the project."""
+    paths = (root / "simsiam").rglob("*.py")
+    return _hashes({path.relative_to(root).as_posix(): path.read_bytes() for path in paths})
 
 
 def _hashes(sources: dict[str, bytes]) -> dict[str, str]:
@@ -128,7 +119,7 @@ def _differing(folder: Path) -> list[str] | None:
     attempts = (read_json(folder / "provenance.json") or {}).get("attempts")
     listed = attempts if isinstance(attempts, list) else []
     for attempt in listed:
-        if not isinstance(attempt, dict) or attempt.get("code") in (None, code_hash()):
+        if not isinstance(attempt, dict) or attempt.get("code") in (None, training_code()):
             continue
         theirs = attempt.get("files") or _files_of_commit(attempt.get("git_commit"), bool(attempt.get("git_dirty")))
         if not isinstance(theirs, dict):

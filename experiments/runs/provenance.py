@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.runs.code_changes import ROOT as ROOT
-from experiments.runs.code_changes import code_hash, training_files
+from experiments.runs.code_changes import training_code, training_files
 from experiments.runs.folder import read_json, write_json
 
 COMMIT = "commit.json"  # in a copy of the code, where it was copied from
@@ -25,7 +25,7 @@ COMMIT = "commit.json"  # in a copy of the code, where it was copied from
 @cache
 def code() -> dict[str, Any]:
     """Which code makes the numbers: a hash of the core, one of each file that trains and, in a checkout, its commit."""
-    hash_of_code = {"code": code_hash(), "files": training_files()}
+    hash_of_code = {"code": training_code(), "files": training_files()}
     if (ROOT / COMMIT).exists():  # a copy that `launch` made, which knows where from
         return {**hash_of_code, **(read_json(ROOT / COMMIT) or {})}
     return {**hash_of_code, **commit_of(ROOT)}

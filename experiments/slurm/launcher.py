@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.launcher import Launcher, Summary, Tell, missing
 from experiments.plan import Plan, PlannedCell
-from experiments.runs.code_changes import code_hash
+from experiments.runs.code_changes import training_code
 from experiments.runs.folder import Status, StoreError
 from experiments.slurm import commands
 from experiments.slurm import submit as slurm
@@ -121,7 +121,7 @@ class SlurmLauncher(Launcher):
             if any(launch.cluster.profile != self.cluster.profile for launch in covered.values()):
                 tell("Those were submitted with another profile than it is now: `cancel` first to submit them anew.")
             for launch in set(covered.values()):
-                if (theirs := code_hash(launch.path / "code")) != (ours := code_hash()):
+                if (theirs := training_code(launch.path / "code")) != (ours := training_code()):
                     tell(f"{launch.id} runs other code ({theirs}) than this ({ours}): --runs keeps them apart.")
         if elsewhere:
             tell(f"Cells left to another process on this machine: {elsewhere}.")

@@ -6,7 +6,7 @@ imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -15,7 +15,7 @@ from experiments.studies.layers import Value, check_paths
 from experiments.studies.yaml_files import Document, parse_kind
 from simsiam.errors import SettingsError, nearest
 from simsiam.record.catalogue import CURVES, FIG_2
-from simsiam.settings.fields import Settings, flatten
+from simsiam.settings.fields import Settings, flatten, is_argument
 
 
 def _check_metric(value: Any) -> Any:
@@ -99,12 +99,13 @@ KINDS: dict[str, type[_Figure]] = {
 }
 
 
-def parse_figures(document: Document, variants: Collection[str]) -> tuple[StudyFigure, ...]:
+def parse_figures(document: Document, variants: Mapping[str, Collection[str]]) -> tuple[StudyFigure, ...]:
     """The figures of a study, in order. Where its file lists none: the three panels of Fig. 2, and of a grid the sweep
     along its longest axis of numbers, with a line for each point of the others.
 
-    Raises SettingsError, with file and line, for a kind, key, metric, setting or variant that does not exist, a setting
-    that is no number, and a figure that is listed twice.
+    ``variants``: the paths of the settings that each sets, by its name. Raises SettingsError, with file and line, for a
+    kind, key, metric, setting or variant that does not exist, a setting that is no number, and a figure that is listed
+    twice.
     """
     if "figures" not in document.content:
         axes = {
@@ -127,7 +128,9 @@ def parse_figures(document: Document, variants: Collection[str]) -> tuple[StudyF
     return tuple(figures)
 
 
-def _check_sweep(sweep: Sweep, document: Document, keys: tuple[str, ...], variants: Collection[str]) -> None:
+def _check_sweep(
+    sweep: Sweep, document: Document, keys: tuple[str, ...], variants: Mapping[str, Collection[str]]
+) -> None:
     place = document.at(*keys, "setting")
     check_paths({sweep.setting: Value(None, f"{'.'.join(keys)}.setting, {place}")})
     default = flatten(Settings()).get(sweep.setting, 0)  # of an argument of one's own part: its values tell
@@ -141,3 +144,14 @@ def _check_sweep(sweep: Sweep, document: Document, keys: tuple[str, ...], varian
             f"{'.'.join(keys)}.base: the study has no variant {sweep.base!r}{nearest(sweep.base, list(variants))}"
             f"  [{document.at(*keys, 'base')}]"
         )
+    if not is_argument(sweep.setting):
+        return
+    # What a part of one's own takes where its argument is not set is not known here.
+    if not any(sweep.setting in paths for paths in variants.values()):
+        known = sorted({path for paths in variants.values() for path in paths if is_argument(path)})
+        raise SettingsError(
+            f"{'.'.join(keys)}.setting: no variant sets {sweep.setting}{nearest(sweep.setting, known)}  [{place}]"
+        )
+    if sweep.base is not None and sweep.setting not in variants[sweep.base]:
+        place = document.at(*keys, "base")
+        raise SettingsError(f"{'.'.join(keys)}.base: variant {sweep.base!r} does not set {sweep.setting}  [{place}]")

@@ -291,6 +291,10 @@ def load_study(name: str) -> Study:
         }
         variants = list(_cross(variants, axes))
     variants = _with_baselines(variants, parsed.baseline, document)
+    of_study = {scale: layer_of(parsed, document, "study", scale) for scale in SCALES}
+    set_by = {
+        each.name: {path for scale in SCALES for path in (*of_study[scale], *each.layer(scale))} for each in variants
+    }
     return Study(
         name=path.stem,
         title=parsed.title,
@@ -299,10 +303,10 @@ def load_study(name: str) -> Study:
         expected=parsed.expected,
         path=path,
         seeds=parsed.seeds,
-        layers={scale: layer_of(parsed, document, "study", scale) for scale in SCALES},
+        layers=of_study,
         variants=tuple(variants),
         claims=parse_claims(document, {variant.name: variant.only or SCALES for variant in variants}),
-        figures=parse_figures(document, [variant.name for variant in variants]),
+        figures=parse_figures(document, set_by),
         table=tuple(dict.fromkeys(parsed.table)),
         design=Design(parsed.looks, parsed.level),
     )

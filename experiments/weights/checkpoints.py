@@ -100,6 +100,7 @@ def _state(path: Path) -> StateDict:
             state[re.sub(r"(^|(?<=\.))((module|_orig_mod)\.)+", "", str(name))] = item
     if not state:
         keys = ", ".join(map(str, list(value)[:10])) if isinstance(value, Mapping) else type(value).__name__
+        keys = keys or "no keys"
         raise SettingsError(f"{path}: holds no weights: at its top are {keys}; formats that are known: {FORMATS}")
     return state
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,13 @@ def load_tensors(path: Path) -> Any:
                 if damaged is not None:
                     raise ValueError(f"{damaged} is damaged")
             file.seek(0)
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of formats that torch gives up: nothing that a user can change here
+                warnings.simplefilter("ignore")
+                return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can raise anything
             reason = str(error).partition("\n")[0] or type(error).__name__
-            if isinstance(error, pickle.UnpicklingError) or not isinstance(error, ValueError | RuntimeError | OSError):
+            # What is cut off ends in an OSError, too: "Invalid argument", of a place before the file's start.
+            if isinstance(error, pickle.UnpicklingError | OSError) or not isinstance(error, ValueError | RuntimeError):
                 reason = "it is cut off or damaged, or holds more than tensors and plain values"
             raise ValueError(reason) from None
 

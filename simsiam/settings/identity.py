@@ -55,5 +55,5 @@ def run_name(config: str, seed: int) -> str:
 
 def split_run_name(name: str) -> tuple[str, int] | None:
     """The configuration's name and the seed; None if this is no run's name."""
-    match = re.fullmatch(r"(.+)-s(\d+)", name)
+    match = re.fullmatch(r"(.+)-s([0-9]{1,10})", name)
     return (match[1], int(match[2])) if match else None

@@ -516,6 +516,19 @@ def test_the_base_of_a_sweep_may_be_run_at_other_scales_only(geometry: Path, tmp
     assert drawing.draw(style.TWO_COLUMNS).axes[0].get_xlabel() == "batch size"
 
 
+def test_a_sweep_says_which_variants_have_no_place_on_its_axis(geometry: Path, tmp_path: Path) -> None:
+    variants = [
+        ReportVariant(name, config_id(settings, FINGERPRINT), PaperResult(), settings, (0,))
+        for name, settings in (("with", WITH), ("without", WITHOUT))
+    ]
+    points, runs = gather(variants, geometry)
+    runs["loss.arguments.margin"] = runs["variant"].astype(str).map({"with": 0.2})
+    (drawing,) = drawings((Sweep(kind="sweep", setting="loss.arguments.margin", base="without"),), points, runs, {})
+    assert drawing.caption.endswith("Not in the figure, for want of a value of loss.arguments.margin: without.")
+    assert drawing.draw is not None
+    assert drawing.draw(style.TWO_COLUMNS).axes[0].get_xlabel() == "loss.arguments.margin"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_of_figure_is_drawn_by_the_module_of_its_name(kind: str) -> None:
     """So that a new kind is its model, and one module that draws it."""
@@ -573,6 +586,23 @@ def test_figures_are_read_in_order(tmp_path: Path) -> None:
 def test_a_wrong_figure_is_refused_with_its_place(tmp_path: Path, figures: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         study_with(tmp_path, figures)
+
+
+@pytest.mark.parametrize(
+    ("figure", "message"),
+    [
+        ("setting: loss.arguments.marign", "no variant sets loss.arguments.marign.*loss.arguments.margin.*own.yaml:8"),
+        (
+            "setting: loss.arguments.margin, base: b",
+            "base: variant 'b' does not set loss.arguments.margin  .*own.yaml:8",
+        ),
+    ],
+)
+def test_a_sweep_of_an_argument_wants_variants_that_set_it(tmp_path: Path, figure: str, message: str) -> None:
+    head = HEAD.replace("batch_size: 32", "loss.arguments.margin: 0.2")
+    (tmp_path / "own.yaml").write_text(f"{head}figures:\n  - kind: curves\n  - {{kind: sweep, {figure}}}\n")
+    with pytest.raises(SettingsError, match=message):
+        load_study(str(tmp_path / "own.yaml"))
 
 
 def test_every_kind_and_metric_is_known_to_both_sides() -> None:

@@ -73,6 +73,27 @@ def test_reports_of_different_things_lie_side_by_side(
         report("initialisation", runs, data, "smoke", out=Path("reports/initialisation-smoke-epochs-3"))
 
 
+@pytest.mark.parametrize("name", ["index.html", "table.md", "figure.pdf"])
+def test_a_report_takes_no_file_that_is_not_its_own(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("analysis.report.one_study.drawings", lambda *_: [])
+    runs = runs_of("initialisation", tmp_path / "runs", tmp_path / "data")
+    arguments = ("initialisation", runs, tmp_path / "data", "smoke")
+    theirs, out, document = tmp_path / "mine" / name, tmp_path / "report", tmp_path / "document.md"
+    theirs.parent.mkdir()
+    theirs.write_text("precious")
+    with pytest.raises(SettingsError, match=f"holds {name}, which is of no report"):
+        report(*arguments, out=theirs.parent)
+    with pytest.raises(SettingsError, match="holds run folders"):
+        report(*arguments, out=runs)
+    with pytest.raises(SettingsError, match=f"{name} is there, and is no document"):
+        report(*arguments, out=out, markdown=theirs)
+    assert theirs.read_text() == "precious"
+    assert not out.exists()
+    for _ in range(2):  # what it has made itself it makes anew
+        report(*arguments, out=out, markdown=document)
+    assert "precious" not in document.read_text()
+
+
 def test_the_list_has_the_papers_tables_and_its_paths_start_at_the_page(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

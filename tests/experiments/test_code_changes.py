@@ -94,15 +94,25 @@ def test_edited_training_code_is_said_and_retrained_beside_the_old_runs(copy: Pa
     told = " ".join(call(copy, "status", *OPTIONS).split())
     assert f"They count as they are; 1 newer run by the code at hand is there: --set {option}" in told
     assert "--retrain" not in told
+
+    result = copy / "runs" / new / "result.json"
+    result.rename(copy / "result.json")
+    assert "newer run" not in call(copy, "status", *OPTIONS), "it has not ended"
+    (copy / "result.json").rename(result)
     results = [json.loads((copy / "runs" / name / "result.json").read_text()) for name in (*old, new)]
     assert results[1]["final"]["loss"] == pytest.approx(results[0]["final"]["loss"] / 2, rel=0.2)
 
     edit(copy, loss, "* 0.5", "* 0.25")  # the run that was made anew keeps its name, and is not gone on with
     (copy / "runs" / new / "result.json").unlink()
-    command = [sys.executable, "run_ablation.py", "run", *OPTIONS, "--set", option]
-    refused = subprocess.run(command, cwd=copy, capture_output=True, text=True)
-    assert refused.returncode == 1
-    assert "this run is to be trained with the code" in refused.stderr
+    for command in ("plan", "run"):
+        refused = subprocess.run(
+            [sys.executable, "run_ablation.py", command, *OPTIONS, "--set", option],
+            cwd=copy,
+            capture_output=True,
+            text=True,
+        )
+        assert refused.returncode == 2
+        assert "code: study: one s0 is to be trained by the code" in refused.stderr
 
 
 def test_a_run_without_a_record_of_files_is_compared_by_its_commit(
@@ -113,7 +123,7 @@ def test_a_run_without_a_record_of_files_is_compared_by_its_commit(
         (tmp_path / name / "provenance.json").write_text(json.dumps({"attempts": [attempt]}))
         return name
 
-    same = record("same", code=code_changes.code_hash())
+    same = record("same", code=code_changes.training_code())
     dirty = record("dirty", code="0", git_commit="x", git_dirty=True)
     silent = record("silent")
     assert other_code(tmp_path, [same, silent]) is None

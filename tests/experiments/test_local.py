@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -199,6 +200,44 @@ def test_a_killed_launcher_s_cells_are_taken_over(
     assert second.returncode == 0, output
     assert {cell["state"] for cell in states(command, *SLOW)} == {"done"}
     assert leases(tmp_path / "runs") == [2, 2]
+
+
+def forkserver(pid: int) -> int | None:
+    """The process that the workers of a launcher are forked from."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            if parent == pid and "multiprocessing.forkserver" in (path.parent / "cmdline").read_text():
+                return int(path.parent.name)
+    return None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_what_workers_are_forked_from_may_be_killed(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """While it loads PyTorch, which is said; and later, when nobody needs it and no reason to be busy."""
+
+    def seconds(pid: int) -> float:
+        used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+
+    process = start("run", *SLOW)
+    wait_for(lambda: forkserver(process.pid) is not None)
+    os.kill(forkserver(process.pid) or 0, signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    assert "what it is forked from was killed" in output
+    assert "Traceback" not in output
+    process = start("run", *SLOW)
+    wait_for(lambda: running(tmp_path / "runs"))
+    os.kill(forkserver(process.pid) or 0, signal.SIGKILL)
+    before = seconds(process.pid)
+    time.sleep(2)
+    assert seconds(process.pid) - before < 1
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert leases(tmp_path / "runs") == [1, 1]
 
 
 def test_threads_of_the_first_start_are_kept(command: Command, tmp_path: Path) -> None:

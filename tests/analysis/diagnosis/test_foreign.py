@@ -436,6 +436,46 @@ def test_figures_of_logs_and_of_embeddings(tmp_path: Path) -> None:
         assert all(out.with_name(f"{out.name}.{kind}").stat().st_size for kind in ("pdf", "svg", "png"))
 
 
+def test_a_figure_takes_the_place_of_its_own_kind_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = CATALOGUE / "logs" / "plain-a.csv"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs.svg").write_text("precious")
+    for name in ("theirs", "theirs.pdf"):
+        assert "theirs.svg is there, and not by this command" in str(call(log, "--out", name).exception)
+    for name in (".", "..", "a/.."):
+        assert "is a folder; a name for the figure is wanted" in str(call(log, "--out", name).exception)
+    for name in ("ours", "ours.pdf"):
+        assert call(log, "--out", name).exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs.svg", "ours.pdf", "ours.svg", "ours.png"}
+    assert (tmp_path / "theirs.svg").read_text() == "precious"
+
+
+def test_texts_are_no_losses(tmp_path: Path) -> None:
+    """Unlike "nan", which Python's json writes as NaN and others as a text."""
+    path = tmp_path / "log.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "loss": "x"}) + "\n" for step in range(40)))
+    assert "there is no number in 'loss'" in str(call(path).exception)
+    path.write_text("".join(json.dumps({"step": step, "loss": ["-0.5", "nan"][step > 9]}) + "\n" for step in range(40)))
+    assert found(path)[0]["verdict"] == "divergence"
+
+
+def test_a_folder_without_runs_is_none_of_runs(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    assert f"{tmp_path}: holds no runs" in str(call(tmp_path).exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["sub"]
+
+
+def test_what_is_cut_off_says_so(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    torch.save(torch.randn(300, 8), tmp_path / "z.pt")
+    content = (tmp_path / "z.pt").read_bytes()
+    for length in (3, len(content) // 2, len(content) - 30):
+        (tmp_path / "cut.pt").write_bytes(content[:length])
+        assert "cut off or damaged" in str(call(tmp_path / "cut.pt").exception), length
+    torch.save(torch.eye(8).to_sparse(), tmp_path / "sparse.pt")
+    call(tmp_path / "sparse.pt")
+    assert not [warning for warning in recwarn if "torch" in warning.filename]
+
+
 def test_a_log_is_drawn_with_what_it_has(tmp_path: Path) -> None:
     """Most logs have no kNN, and some not even a loss."""
     (tmp_path / "a.csv").write_text("step,loss,std\n" + "".join(f"{n},-0.{n + 10},0.02\n" for n in range(1, 50)))
@@ -514,7 +554,9 @@ def test_wrong_options_are_named(arguments: list[str], words: str) -> None:
     ("arguments", "words"),
     [
         (["--chance", "1"], "one without the other"), (["--optimum", "0"], "one without the other"),
-        (["--chance", "0", "--optimum", "1"], "not below chance"), (["--chance", "nan", "--optimum", "0"], "not below"),
+        (["--chance", "0", "--optimum", "1"], "not below chance"),
+        (["--chance", "nan", "--optimum", "0"], "chance: nan is not finite"),
+        (["--chance", "1", "--optimum", "-inf"], "optimum: -inf is not finite"),
         (["--chance", "1", "--optimum", "0", "--loss", "cosine"], "of its own"),
     ],
 )  # fmt: skip
