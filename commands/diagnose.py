@@ -246,7 +246,7 @@ def predictors(
     "From" is the part of a run from which on a diagnostic tells: the 95 % interval is on one side of 0 from there on.
     """
     from analysis import load_runs
-    from analysis.diagnosis.prediction import ACCURACIES, predictions, tells_from
+    from analysis.diagnosis.prediction import ACCURACIES, FEWEST, predictions, tells_from
 
     if accuracy is not None and accuracy not in ACCURACIES:
         raise SettingsError(f"accuracy: {accuracy!r} is not one of {', '.join(ACCURACIES)}  [--accuracy]")
@@ -277,7 +277,8 @@ def predictors(
         make_console().print(table)
     few = found.groupby("group")["correlation"].apply(lambda values: values.isna().all())
     if few.any():
-        print_prose(make_console(), f"Too few variants, or none that differ: {', '.join(few.index[few])}.")
+        names = ", ".join(few.index[few])
+        print_prose(make_console(), f"Fewer than {FEWEST} variants with results, or none that differ: {names}.")
 
 
 def compare(

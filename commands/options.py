@@ -83,7 +83,7 @@ Seeds = Annotated[
     typer.Option(
         "--seeds",
         metavar="N",
-        help="3: seeds 0, 1, 2; 4-6: seeds 4, 5, 6; no others. Default: the study's own; to read, all that are there.",
+        help="3: seeds 0, 1, 2; 4-6: seeds 4, 5, 6; no others. Default: the study's own, for a report all there are.",
     ),
 ]
 Jobs = Annotated[

@@ -82,7 +82,7 @@ def _ends(settings: Mapping[str, Any], first_loss: float) -> tuple[float, str, f
     else:  # one's own, or that of a log
         chance, optimum = (float(settings[f"reference_loss_{end}"]) for end in ("chance", "optimum"))
         text = "as given" if name is None else "as it says of itself"
-        return chance, text, optimum, "the optimum" if name is None else text
+        return chance, text, optimum, "the optimum"
     if num_others < 1:
         return None
     # The positive at cosine 1 and all others at right angles to it: as good as many directions allow.

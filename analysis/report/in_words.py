@@ -171,18 +171,19 @@ def warnings(runs: pd.DataFrame) -> list[str]:
     """What a reader must know before trusting the numbers, in plain sentences."""
     found = []
     best = next(iter(_from_best(summaries(runs))), None)
+    measure = METRICS[accuracy_of(runs)].heading.removesuffix(" (%)")
     references = {name: ends for name, ends, _ in reference_values(runs, accuracy_of(runs))}
     if best and "raw pixels" in references and best.accuracy < references["raw pixels"][1]:
         found.append(
             f"Even the best variant ({best.name}, {best.accuracy_text} %) is below a classifier on raw pixels "
-            f"({percent_range(*references['raw pixels'])}). This can happen without any collapse: training is short, "
-            "and where the objects of a data set are aligned and centred, comparing pixels place by place is hard to "
-            "beat, while the crops of the augmentation teach the network to ignore place. Read the differences between "
-            "variants and to the untrained network; do not take this for a good representation."
+            f"({measure} {percent_range(*references['raw pixels'])}). This can happen without any collapse: training "
+            "is short, and where the objects of a data set are aligned and centred, comparing pixels place by place is "
+            "hard to beat, while the crops of the augmentation teach the network to ignore place. Read the differences "
+            "between variants and to the untrained network; do not take this for a good representation."
         )
     if best and "untrained" in references and best.accuracy <= references["untrained"][1]:
         found.append(
-            f"No variant is above the untrained network ({percent_range(*references['untrained'])}): "
+            f"No variant is above the untrained network ({measure} {percent_range(*references['untrained'])}): "
             "at this scale nothing was shown to be learnt."
         )
     states = Counter(runs.loc[runs["state"] != "done", "state"].replace(["missing", "pending"], "not run"))

@@ -153,6 +153,7 @@ def write_list(folder: Path) -> Path | None:
     rows = [
         {
             "title": str(content.get("title", below.name)),
+            "folder": below.name,
             "link": f"{quote(below.name)}/index.html",
             "scale": str(content.get("scale", "")),
             "set": " ".join(map(str, content.get("set", ()))),

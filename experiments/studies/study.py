@@ -459,7 +459,7 @@ def make_cells(study: Study, scale: Scale, seeds: Iterable[int], overrides: Iter
             )
         seen[identity] = variant.name
         for seed in seeds:
-            origins = {**resolved.origins, "seed": "--seeds"}
+            origins = {**resolved.origins, "seed": "--seeds, or the seeds of the study"}
             cells.append(Cell(variant.name, resolved.settings.model_copy(update={"seed": seed}), origins))
     return cells
 

@@ -117,6 +117,8 @@ def _allowed(item: Any) -> str:
             return "true or false"
         case "string_type":
             return "a text"
+        case "string_pattern_mismatch":
+            return f"a text of the form {limits['pattern'].strip('^$')}"
         case "tuple_type" | "missing" | "too_long":
             return "a list of two numbers, e.g. [0.2, 1.0]"
     return str(item["msg"])

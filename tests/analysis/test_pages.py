@@ -86,7 +86,7 @@ def test_a_finished_study(tmp_path: Path) -> None:
         files.answer,
     )
     assert files.answer in parsed.text
-    assert "below a classifier on raw pixels (83.0 %)" in files.warnings[0]
+    assert "below a classifier on raw pixels (linear top-1 83.0 %)" in files.warnings[0]
     assert files.warnings[0] in parsed.text
     for link in parsed.links:
         assert link.startswith("data:image/svg+xml") or (tmp_path / "out" / unquote(link)).exists(), link
