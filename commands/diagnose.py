@@ -277,8 +277,8 @@ def predictors(
         make_console().print(table)
     few = found.groupby("group")["correlation"].apply(lambda values: values.isna().all())
     if few.any():
-        names = ", ".join(few.index[few])
-        print_prose(make_console(), f"Fewer than {FEWEST} variants with results, or none that differ: {names}.")
+        lacking = ", ".join(few.index[few])
+        print_prose(make_console(), f"Fewer than {FEWEST} variants with results, or none that differ: {lacking}.")
 
 
 def compare(

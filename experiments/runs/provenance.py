@@ -58,7 +58,7 @@ def commit_of(root: Path) -> dict[str, Any]:
     return {"git_commit": commit, "git_dirty": None if changes is None else bool(changes)}
 
 
-CLAIMS = ".claims.json"  # in a folder of runs
+CLAIMS = ".claims*.json"  # in a folder of runs: one of each user, since those who share it may not replace each other's
 Claims = dict[str, dict[str, dict[str, str]]]  # by study and claim: its hash, and since when it is so
 
 
@@ -76,12 +76,23 @@ def register_claims(runs: Path, hashes: Mapping[str, Mapping[str, str]]) -> None
         for study, of_study in hashes.items()
     }
     if any(before.get(study) != of_study for study, of_study in claims.items()):
-        write_json(runs / CLAIMS, {**before, **claims}, str(os.getpid()))
+        mine = runs / CLAIMS.replace("*", f".{getattr(os, 'getuid', int)()}")  # Windows has no users in this sense
+        write_json(mine, {**(read_json(mine) or {}), **claims}, str(os.getpid()))
 
 
 def registered_claims(runs: Path) -> Claims:
-    """What the studies whose runs are in a folder claim, as it was put down; each run keeps it as it was then."""
-    return read_json(runs / CLAIMS) or {}
+    """What the studies whose runs are in a folder claim, as it was put down last; each run keeps it as it was then."""
+    found: Claims = {}
+    for path in sorted(runs.glob(CLAIMS)):
+        for study, claims in (read_json(path) or {}).items():
+            if isinstance(claims, dict) and _put_down(claims) >= _put_down(found.get(study, {})):
+                found[study] = claims
+    return found
+
+
+def _put_down(claims: Mapping[str, Any]) -> str:
+    """When the last of a study's claims was put down."""
+    return max((str(claim.get("since")) for claim in claims.values() if isinstance(claim, dict)), default="")
 
 
 @cache

@@ -17,7 +17,7 @@ from analysis.verdicts.verdicts import Verdict, as_json, verdicts
 from commands.options import register
 from commands.report import report
 from experiments.plan import make_plan
-from experiments.runs.provenance import registered_claims
+from experiments.runs.provenance import register_claims, registered_claims
 from experiments.studies.claims import KINDS, SCALES, Claim
 from experiments.studies.design import Design
 from experiments.studies.study import Study, load_scale, load_study, make_cells, study_names
@@ -494,3 +494,19 @@ def test_a_claim_that_was_changed_after_its_runs_says_so(tmp_path: Path) -> None
     assert registered_claims(runs)["own"]["order"]["hash"] != kept["order"]["hash"]
     other_looks = notes(load({**OWN, "looks": [3, 6]}))
     assert all("changed after" in text for text in other_looks.values())
+
+
+def test_users_who_share_a_folder_put_their_claims_down_side_by_side(tmp_path: Path) -> None:
+    """In a folder of everybody's, where each may replace his own files only."""
+    theirs = tmp_path / ".claims.99999.json"
+    old = {"a": {"hash": "1", "since": "2020-01-01T00:00:00Z"}}
+    theirs.write_text(json.dumps({"shared": old, "only theirs": old, "damaged": 3}))
+    before = theirs.read_bytes()
+    register_claims(tmp_path, {"shared": {"a": "1"}})
+    assert [path.name for path in tmp_path.iterdir()] == [theirs.name], "it is put down already"
+    register_claims(tmp_path, {"shared": {"a": "2"}, "only mine": {"b": "3"}})
+    assert theirs.read_bytes() == before
+    found = registered_claims(tmp_path)
+    assert {study: claims[next(iter(claims))]["hash"] for study, claims in found.items()} == {
+        "shared": "2", "only theirs": "1", "only mine": "3",
+    }  # fmt: skip
