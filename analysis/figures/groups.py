@@ -19,7 +19,8 @@ class Group:
     label: str
     runs: tuple[str, ...]
     loss: str  # loss.name of its settings; "" if unknown
-    mixed: bool  # its runs came to different outcomes, so that a mean would describe none of them
+    seeds_alone: bool  # its runs differ in nothing but their seeds
+    mixed: bool  # its runs came to different outcomes or have different settings, so that a mean would describe none
     colour: str
     dashes: Any
 
@@ -41,17 +42,22 @@ def make_groups(runs: pd.DataFrame, hue: str | None = None) -> list[Group]:
     # Of a study all variants, so that each has its look also where another has no runs.
     categories = list(runs[hue].cat.categories) if isinstance(runs[hue].dtype, pd.CategoricalDtype) else values
     values = [value for value in categories if value in values]
-    looks = looks_of([*map(_text, categories)])
     losses = runs["loss.name"].fillna("") if "loss.name" in runs else pd.Series("", index=runs.index)
+    losses_of = {value: list(pd.unique(losses[runs[hue] == value])) for value in categories}
+    labels = {
+        (value, loss): f"{_text(value)}, {loss}" if len(known) > 1 else _text(value)
+        for value, known in losses_of.items()
+        for loss in known or [""]
+    }
+    looks = looks_of([*labels.values()])
     found: list[Group] = []
     for value in values:
-        chosen = runs[hue] == value
-        several = losses[chosen].nunique() > 1
-        for loss in pd.unique(losses[chosen]):
-            label = f"{value}, {loss}" if several else _text(value)
-            mine = chosen & (losses == loss)
-            mixed = runs.loc[mine, "outcome"].nunique() > 1
-            found.append(Group(label, tuple(runs.loc[mine, "run"]), loss, mixed, *looks[_text(value)]))
+        for loss in losses_of[value]:
+            of_group = runs[(runs[hue] == value) & (losses == loss)]
+            seeds_alone = "config" not in of_group or of_group["config"].nunique() == 1
+            mixed = not seeds_alone or of_group["outcome"].nunique() > 1
+            label = labels[value, loss]
+            found.append(Group(label, tuple(of_group["run"]), loss, seeds_alone, mixed, *looks[label]))
     return found
 
 

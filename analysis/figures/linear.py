@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -71,8 +72,9 @@ def plot_linear(
 
     ``points`` and ``runs`` as of :func:`analysis.load_runs`; the folders of the runs are read for their evaluations.
     ``hue``: the column that tells curves apart, by default ``variant`` if there is one, else ``config``. ``paper``: its
-    top-1 by value of ``hue``. A point is the mean over seeds, a bar reaches from the lowest to the highest. Without any
-    number there is one panel. ``width`` is in inches. Raises ValueError if ``runs`` has no such column.
+    top-1 by value of ``hue``. A point is the mean over seeds, a bar reaches from the lowest to the highest; runs of
+    several settings under one value of ``hue`` are points of their own. Without any number there is one panel.
+    ``width`` is in inches. Raises ValueError if ``runs`` has no such column.
     """
     groups = make_groups(runs, hue)
     columns = {f"ours,\n{name}": found for name, found in linear_numbers(runs, hue).items()}
@@ -103,7 +105,7 @@ _MARKERS = "os^D"
 
 
 def _draw_numbers(ax: Axes, columns: Mapping[str, Mapping[str, list[float]]], groups: list[Group]) -> None:
-    """A column of points for each source of numbers, each with its value written beside it."""
+    """A column of points for each source of numbers, each mean over seeds with its value written beside it."""
     every = [value for found in columns.values() for values in found.values() for value in values]
     margin = max(0.5, 0.25 * (max(every) - min(every)))
     bottom, top = min(every) - margin, max(every) + margin
@@ -113,7 +115,11 @@ def _draw_numbers(ax: Axes, columns: Mapping[str, Mapping[str, list[float]]], gr
         means = [float(np.mean(values)) for _, _, values in known]
         heights = spread([(mean - bottom) / (top - bottom) for mean in means], gap=0.075)
         for (i, group, values), mean, height in zip(known, means, heights, strict=True):
-            ax.plot([x], [mean], color=group.colour, marker=_MARKERS[i % 4], markersize=4.5, linestyle="none")
+            look: dict[str, Any] = {"color": group.colour, "marker": _MARKERS[i % 4], "linestyle": "none"}
+            if not group.seeds_alone:
+                ax.plot([x] * len(values), values, markersize=3, **look)
+                continue
+            ax.plot([x], [mean], markersize=4.5, **look)
             if len(values) > 1:
                 ax.plot([x, x], [min(values), max(values)], color=group.colour, linewidth=0.8)
             ax.annotate(

@@ -24,7 +24,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import load_runs, plot_training
+from analysis import load_runs, plot_linear, plot_training
 from analysis.figures import style
 from analysis.figures.groups import make_groups
 from analysis.figures.layout import spread
@@ -279,6 +279,29 @@ def test_seeds_with_different_outcomes_are_not_averaged(tmp_path: Path) -> None:
     figure = plot_training(*load_runs(tmp_path))
     assert len(figure.axes[1].lines) == 3 + 1  # and the line at 1/sqrt(d)
     assert not figure.axes[1].collections
+
+
+def test_different_settings_are_not_averaged(tmp_path: Path) -> None:
+    """A mean is over seeds alone, whatever column curves are told apart by."""
+    for config in (WITH, settings(optimizer__lr=0.1)):
+        for seed in range(2):
+            write_run(tmp_path, config, seed)
+    points, runs = load_runs(tmp_path)
+    for hue, bands in (("batch_size", 0), ("optimizer.lr", 2)):
+        std = plot_training(points, runs, hue=hue).axes[1]
+        assert len(std.lines) == (2 if bands else 4) + 1
+        assert len(std.collections) == bands
+    numbers = plot_linear(points, runs.assign(final_linear_top1=[80.0, 81.0, 60.0, 61.0]), hue="batch_size").axes[1]
+    assert [list(line.get_ydata()) for line in numbers.lines] == [[80.0, 81.0, 60.0, 61.0]]
+    assert not numbers.texts, "of which a mean would say nothing"
+
+
+def test_groups_that_share_a_value_have_looks_of_their_own(tmp_path: Path) -> None:
+    for config in (WITH, settings(loss__name="squared-distance"), settings(batch_size=32)):
+        write_run(tmp_path, config, 0)
+    groups = make_groups(load_runs(tmp_path)[1], "batch_size")
+    assert [group.label for group in groups] == ["32", "256, cosine", "256, squared-distance"]
+    assert len({(group.colour, str(group.dashes)) for group in groups}) == 3
 
 
 def test_what_blows_up_does_not_flatten_the_rest(tmp_path: Path) -> None:
