@@ -157,6 +157,7 @@ def draw_map(chosen: Sequence[tuple[str, pd.Series, Embeddings]], width: float) 
             handles, names, loc="outside upper center", ncols=columns, title="class", title_fontsize=8,
             handletextpad=0.1, columnspacing=1.0, handlelength=1.2,
         )  # fmt: skip
+        figure.draw_without_rendering()  # this layout settles at the second draw only
         return figure
 
 

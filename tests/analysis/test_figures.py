@@ -286,6 +286,25 @@ def test_texts_do_not_overlap_and_stay_inside(geometry: Path, width: float) -> N
         assert all(box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1 for box in boxes)
 
 
+@pytest.mark.parametrize("width", [style.ONE_COLUMN, style.TWO_COLUMNS])
+def test_a_map_of_four_panels_and_long_names_is_whole_when_it_is_saved(tmp_path: Path, width: float) -> None:
+    names = np.array([f"{size} {angle} degrees" for size in ("coarse", "fine") for angle in (0, 22.5, 45, 67.5, 90)])
+    draws = np.random.default_rng(0)
+    for batch_size in (32, 64, 128, 256):
+        folder = write_run(tmp_path / "runs", settings(batch_size=batch_size), 0)
+        z, labels = draws.normal(size=(90, 8)), np.arange(90) % len(names)
+        np.savez(folder / "embeddings.npz", z=z, labels=labels, class_names=names)
+    figure = plot_map(load_runs(tmp_path / "runs")[1], "batch_size", width=width)
+    style.save(figure, tmp_path / "map")
+    with matplotlib.rc_context(style.RC):
+        boxes = [ax.get_tightbbox() for ax in figure.axes]
+        titles = [ax.title.get_window_extent() for ax in figure.axes]
+        legend = figure.legends[0].get_window_extent()
+    assert all(box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y0 >= 0 for box in boxes)
+    assert legend.y0 >= max(title.y1 for title in titles)
+    assert legend.y1 <= figure.bbox.y1
+
+
 @pytest.fixture
 def diverged(tmp_path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One seed that diverged, at 20 %, with all that is logged, and one that ended at 80 %: points, runs."""
