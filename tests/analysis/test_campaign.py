@@ -26,16 +26,37 @@ def test_the_shipped_runs_give_the_tables_of_the_docs(study: str, command: Comma
     assert "\n".join(rows) in (ROOT / "docs" / "results-cpu.md").read_text()
 
 
-def test_the_verdicts_agree_with_labels_that_were_given_blind(tmp_path: Path) -> None:
-    labels = pd.read_csv(ROOT / "docs" / "campaign-labels.csv").set_index("run")["label"]
+@pytest.mark.parametrize(
+    ("labeller", "expected"),
+    [
+        (
+            1,
+            {
+                "complete collapse": {"complete collapse": 6},
+                "dimensional collapse": {"dimensional collapse": 1},
+                "healthy": {"healthy": 7, "no convergence": 1},
+                "no convergence": {"no convergence": 3},
+            },
+        ),
+        (
+            2,
+            {
+                "complete collapse": {"complete collapse": 3},
+                "dimensional collapse": {"dimensional collapse": 1, "no convergence": 2},
+                "healthy": {"healthy": 14, "dimensional collapse": 2, "no convergence": 1},
+            },
+        ),
+    ],
+)
+def test_verdicts_beside_labels_that_were_given_blind(
+    labeller: int, expected: dict[str, dict[str, int]], tmp_path: Path
+) -> None:
+    """As the docs have them, the disagreements too. No run that was labelled as failed is called healthy."""
+    table = pd.read_csv(ROOT / "docs" / "campaign-labels.csv").set_index("run")
+    labels = table.loc[table["labeller"] == labeller, "label"]
     unpack(ROOT / "docs" / "campaign.tar.xz", tmp_path)
     points, runs = load_runs(tmp_path, list(labels.index))
     verdicts = pd.Series([each.verdict for each in diagnose_runs(points, runs)], index=runs["run"])[labels.index]
-    assert (verdicts == labels).mean() >= 0.9
+    found = pd.crosstab(labels, verdicts).to_dict("index")
+    assert {label: {name: n for name, n in row.items() if n} for label, row in found.items()} == expected
     assert not ((verdicts == "healthy") & (labels != "healthy")).any()
-    assert pd.crosstab(labels, verdicts).to_dict("index") == {
-        "complete collapse": {"complete collapse": 6, "dimensional collapse": 0, "healthy": 0, "no convergence": 0},
-        "dimensional collapse": {"complete collapse": 0, "dimensional collapse": 1, "healthy": 0, "no convergence": 0},
-        "healthy": {"complete collapse": 0, "dimensional collapse": 0, "healthy": 7, "no convergence": 1},
-        "no convergence": {"complete collapse": 0, "dimensional collapse": 0, "healthy": 0, "no convergence": 3},
-    }
