@@ -248,6 +248,8 @@ def _progress(folder: Path, contents: Contents, notes: list[str]) -> dict[str, A
         if not isinstance(final, dict) or not final:
             notes.append("result.json: it has no final numbers")
             final = {}
+        else:
+            note_missing(final, ("epoch", "step"), "result.json: final", notes)
         note_missing(result, ("outcome", *_COSTS), "result.json", notes)
         row |= {f"final_{name}": number(final.get(name), f"result.json: final {name}", notes) for name in CURVES}
         row |= {name: number(result.get(name), f"result.json: {name}", notes) for name in _COSTS}
