@@ -216,13 +216,14 @@ def _check_code(made: Plan) -> None:
     from experiments.runs.code_changes import training_code
     from experiments.runs.states import State
 
-    statuses = made.statuses()
-    for planned in made.cells:
-        wanted = planned.cell.settings.code
-        if wanted not in ("", training_code()) and statuses[planned.run_id].state != State.DONE:
+    ours = training_code()
+    of_others = [planned for planned in made.cells if planned.cell.settings.code not in ("", ours)]
+    statuses = made.statuses() if of_others else {}  # each is read from the disk
+    for planned in of_others:
+        if statuses[planned.run_id].state != State.DONE:
+            theirs, origin = planned.cell.settings.code, planned.cell.origins["code"]
             raise SettingsError(
-                f"code: {planned.label} is to be trained by the code {wanted}; that at hand is {training_code()}"
-                f"  [{planned.cell.origins['code']}]"
+                f"code: {planned.label} is to be trained by the code {theirs}; that at hand is {ours}  [{origin}]"
             )
 
 

@@ -57,8 +57,8 @@ RC: dict[Any, Any] = {
     "svg.fonttype": "path",  # looks the same where the fonts are missing
     "svg.hashsalt": "analysis",  # the same figure gives the same file
 }
-# Dates and versions would make two files of one figure differ.
 _MADE_BY = "SimSiam ablations, run_ablation.py"  # by this a file is known as one that may be written anew
+# Dates and versions would make two files of one figure differ.
 _METADATA: dict[str, dict[str, Any]] = {
     "pdf": {"Creator": _MADE_BY, "Producer": None, "CreationDate": None},
     "svg": {"Date": None, "Creator": _MADE_BY},
@@ -90,9 +90,9 @@ def place(out: Path, *more: str) -> Path:
             f"out: {out} is a folder; a name for the figure is wanted, such as {out / 'figure'}  [--out]"
         )
     stem = out.with_suffix("") if out.suffix[1:] in FORMATS else out
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in (*FORMATS, *more)]
-    for path in paths:
-        figure = path if path.suffix[1:] in FORMATS else paths[-1 - len(more)]
+    for kind in (*FORMATS, *more):
+        path = stem.with_name(f"{stem.name}.{kind}")
+        figure = stem.with_name(f"{stem.name}.{FORMATS[-1]}") if kind in more else path
         if path.exists() and not (figure.is_file() and _MADE_BY.encode() in figure.read_bytes()):
             raise SettingsError(f"out: {path} is there, and not by this command; choose another name  [--out]")
     return stem

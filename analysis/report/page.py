@@ -28,9 +28,8 @@ from simsiam.record.atomic_files import write_atomically
 from simsiam.record.catalogue import METRICS, REFERENCES
 from simsiam.settings.fields import description
 
-MADE_BY = (
-    "Made from run folders and study files alone, by"  # by this a document is known as one that may be written anew
-)
+# By this a document is known as one that may be written anew.
+MADE_BY = "Made from run folders and study files alone, by"
 _TRACES = re.compile(r'<meta http-equiv="refresh"[^>]*>\n|<p class="live">.*?</p>\n', re.DOTALL)
 
 

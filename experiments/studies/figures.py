@@ -6,7 +6,7 @@ imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
@@ -99,13 +99,14 @@ KINDS: dict[str, type[_Figure]] = {
 }
 
 
-def parse_figures(document: Document, variants: Mapping[str, Collection[str]]) -> tuple[StudyFigure, ...]:
+def parse_figures(
+    document: Document, variants: Collection[str], set_by: Callable[[str], Collection[str]]
+) -> tuple[StudyFigure, ...]:
     """The figures of a study, in order. Where its file lists none: the three panels of Fig. 2, and of a grid the sweep
     along its longest axis of numbers, with a line for each point of the others.
 
-    ``variants``: the paths of the settings that each sets, by its name. Raises SettingsError, with file and line, for a
-    kind, key, metric, setting or variant that does not exist, a setting that is no number, and a figure that is listed
-    twice.
+    ``set_by``: the paths of the settings that a variant sets. Raises SettingsError, with file and line, for a kind,
+    key, metric, setting or variant that does not exist, a setting that is no number, and a figure that is listed twice.
     """
     if "figures" not in document.content:
         axes = {
@@ -121,7 +122,7 @@ def parse_figures(document: Document, variants: Mapping[str, Collection[str]]) -
         keys = ("figures", str(i))
         figure = parse_kind(KINDS, document, keys, what="figure")
         if isinstance(figure, Sweep):
-            _check_sweep(figure, document, keys, variants)
+            _check_sweep(figure, document, keys, variants, set_by)
         if figure.name in [other.name for other in figures]:
             raise SettingsError(f"{'.'.join(keys)}: the same figure is listed twice  [{document.at(*keys)}]")
         figures.append(figure)
@@ -129,7 +130,11 @@ def parse_figures(document: Document, variants: Mapping[str, Collection[str]]) -
 
 
 def _check_sweep(
-    sweep: Sweep, document: Document, keys: tuple[str, ...], variants: Mapping[str, Collection[str]]
+    sweep: Sweep,
+    document: Document,
+    keys: tuple[str, ...],
+    variants: Collection[str],
+    set_by: Callable[[str], Collection[str]],
 ) -> None:
     place = document.at(*keys, "setting")
     check_paths({sweep.setting: Value(None, f"{'.'.join(keys)}.setting, {place}")})
@@ -147,11 +152,11 @@ def _check_sweep(
     if not is_argument(sweep.setting):
         return
     # What a part of one's own takes where its argument is not set is not known here.
-    if not any(sweep.setting in paths for paths in variants.values()):
-        known = sorted({path for paths in variants.values() for path in paths if is_argument(path)})
+    known = sorted({path for name in variants for path in set_by(name) if is_argument(path)})
+    if sweep.setting not in known:
         raise SettingsError(
             f"{'.'.join(keys)}.setting: no variant sets {sweep.setting}{nearest(sweep.setting, known)}  [{place}]"
         )
-    if sweep.base is not None and sweep.setting not in variants[sweep.base]:
+    if sweep.base is not None and sweep.setting not in set_by(sweep.base):
         place = document.at(*keys, "base")
         raise SettingsError(f"{'.'.join(keys)}.base: variant {sweep.base!r} does not set {sweep.setting}  [{place}]")

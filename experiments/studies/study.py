@@ -292,9 +292,11 @@ def load_study(name: str) -> Study:
         variants = list(_cross(variants, axes))
     variants = _with_baselines(variants, parsed.baseline, document)
     of_study = {scale: layer_of(parsed, document, "study", scale) for scale in SCALES}
-    set_by = {
-        each.name: {path for scale in SCALES for path in (*of_study[scale], *each.layer(scale))} for each in variants
-    }
+    of_name = {variant.name: variant for variant in variants}
+
+    def set_by(name: str) -> set[str]:
+        return {path for scale in SCALES for path in (*of_study[scale], *of_name[name].layer(scale))}
+
     return Study(
         name=path.stem,
         title=parsed.title,
@@ -306,7 +308,7 @@ def load_study(name: str) -> Study:
         layers=of_study,
         variants=tuple(variants),
         claims=parse_claims(document, {variant.name: variant.only or SCALES for variant in variants}),
-        figures=parse_figures(document, set_by),
+        figures=parse_figures(document, list(of_name), set_by),
         table=tuple(dict.fromkeys(parsed.table)),
         design=Design(parsed.looks, parsed.level),
     )

@@ -99,9 +99,10 @@ def _state(path: Path) -> StateDict:
         if isinstance(item, Tensor) and item.layout == torch.strided:
             state[re.sub(r"(^|(?<=\.))((module|_orig_mod)\.)+", "", str(name))] = item
     if not state:
-        keys = ", ".join(map(str, list(value)[:10])) if isinstance(value, Mapping) else type(value).__name__
-        keys = keys or "no keys"
-        raise SettingsError(f"{path}: holds no weights: at its top are {keys}; formats that are known: {FORMATS}")
+        named = (
+            ", ".join(map(str, list(value)[:10])) or "no keys" if isinstance(value, Mapping) else type(value).__name__
+        )
+        raise SettingsError(f"{path}: holds no weights: at its top are {named}; formats that are known: {FORMATS}")
     return state
 
 

@@ -23,7 +23,7 @@ from tests.conftest import ROOT, Command
 # Cells that take a few seconds each: long enough to be caught in the middle.
 CELL = ["--set", "data.num_train=640", "--set", "batch_size=32", "--set", "evaluation.bank_size=200"]
 QUICK = ["stop-gradient", "--scale", "smoke", *CELL, "--set", "epochs=1"]
-SLOW = ["stop-gradient", "--scale", "smoke", *CELL, "--set", "epochs=20", "-j", "2"]
+SLOW = ["stop-gradient", "--scale", "smoke", *CELL, "--set", "epochs=40", "-j", "2"]
 
 
 @pytest.fixture
@@ -77,6 +77,17 @@ def curves(runs: Path) -> dict[str, list[dict[str, Any]]]:
 
 def leases(runs: Path) -> list[int]:
     return sorted(len(list(folder.glob("lease.*"))) for folder in runs.iterdir() if (folder / "config.yaml").exists())
+
+
+def children(pid: int, running: str) -> list[int]:
+    """The processes that a process has started with these words in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            if parent == pid and running in (path.parent / "cmdline").read_text():
+                found.append(int(path.parent.name))
+    return found
 
 
 def running(runs: Path) -> bool:
@@ -202,16 +213,6 @@ def test_a_killed_launcher_s_cells_are_taken_over(
     assert leases(tmp_path / "runs") == [2, 2]
 
 
-def forkserver(pid: int) -> int | None:
-    """The process that the workers of a launcher are forked from."""
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-            if parent == pid and "multiprocessing.forkserver" in (path.parent / "cmdline").read_text():
-                return int(path.parent.name)
-    return None
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
 def test_what_workers_are_forked_from_may_be_killed(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
@@ -223,15 +224,15 @@ def test_what_workers_are_forked_from_may_be_killed(
         return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
 
     process = start("run", *SLOW)
-    wait_for(lambda: forkserver(process.pid) is not None)
-    os.kill(forkserver(process.pid) or 0, signal.SIGKILL)
+    wait_for(lambda: len(children(process.pid, "multiprocessing.forkserver")) == 1)
+    os.kill(children(process.pid, "multiprocessing.forkserver")[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1, output
     assert "what it is forked from was killed" in output
     assert "Traceback" not in output
     process = start("run", *SLOW)
     wait_for(lambda: running(tmp_path / "runs"))
-    os.kill(forkserver(process.pid) or 0, signal.SIGKILL)
+    os.kill(children(process.pid, "multiprocessing.forkserver")[0], signal.SIGKILL)
     before = seconds(process.pid)
     time.sleep(2)
     assert seconds(process.pid) - before < 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -26,7 +25,7 @@ from simsiam.record.curves import unpack
 from simsiam.settings.checks import check_ranks, validate
 from tests import rank_cases
 from tests.conftest import ROOT, SMALL, Command
-from tests.experiments.test_local import CELL, curves, start, wait_for
+from tests.experiments.test_local import CELL, children, curves, start, wait_for
 from tests.rank_cases import CPU, Answers
 
 __all__ = ["start"]  # a fixture
@@ -248,17 +247,6 @@ def test_the_batch_must_be_a_multiple_of_the_ranks(command: Command) -> None:
 ONE_CELL = ["grid", "optimizer.lr=0.05", "--scale", "smoke", *CELL, "--set", "epochs=6"]
 
 
-def children(pid: int) -> list[int]:
-    """The processes that a process has started, but for what multiprocessing needs for itself."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-            if parent == pid and "spawn_main" in (path.parent / "cmdline").read_text():
-                found.append(int(path.parent.name))
-    return found
-
-
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds a rank's process in /proc")
 def test_stopped_killed_and_taken_up_a_run_on_two_ranks_ends_as_undisturbed(
     command: Command, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
@@ -282,7 +270,7 @@ def test_stopped_killed_and_taken_up_a_run_on_two_ranks_ends_as_undisturbed(
     # kill -9 of rank 0: its other rank ends too, and a new pair goes on.
     process = start(*ONE_CELL, "--ranks", "2")
     wait_for(lambda: trained(2), 300)
-    others = children(rank_0())
+    others = children(rank_0(), "spawn_main")
     assert len(others) == 1
     os.kill(rank_0(), signal.SIGKILL)
     wait_for(lambda: not Path(f"/proc/{others[0]}").exists())
@@ -292,7 +280,7 @@ def test_stopped_killed_and_taken_up_a_run_on_two_ranks_ends_as_undisturbed(
     # kill -9 of the other rank.
     process = start(*ONE_CELL, "--ranks", "2")
     wait_for(lambda: trained(4), 300)
-    os.kill(children(rank_0())[0], signal.SIGKILL)
+    os.kill(children(rank_0(), "spawn_main")[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     whole, alone = start(*ONE_CELL, "--ranks", "2", "--runs", "whole"), start(*ONE_CELL, "--runs", "alone")
