@@ -18,6 +18,20 @@ class LossRange:
     chance_text: str  # how the two follow from the settings
     optimum_text: str
     batch_size: int
+    of_classes: float | None = (
+        None  # what a network gives that tells classes apart and nothing else; for losses by others
+    )
+
+    @property
+    def converged_from(self) -> float:
+        """The share of the way from chance from which on training has converged: half of the way.
+
+        For the cosine it is 60 degrees between p and z. A loss that tells an image from n others goes on falling when
+        the classes are told apart, by what tells images of one class apart, which no study here asks for; so for it
+        it is half of the way to the loss of a network that knows the classes alone, where their number is known.
+        """
+        to = self.optimum if self.of_classes is None else self.of_classes
+        return (self.chance - to) / self.span / 2
 
     @property
     def level_tells(self) -> bool:
@@ -58,8 +72,36 @@ def loss_range(settings: Mapping[str, Any], first_loss: float) -> LossRange | No
     if ends is None or not (math.isfinite(ends[0]) and ends[0] - ends[2] > 0 and 0 < batch_size <= 10**9):
         return None
     chance, chance_text, optimum, optimum_text = ends
+    others = _num_others(settings)
+    of_classes = None
+    if others is not None and 0 < (share := _share_of_class(settings)) < 1:
+        # Of n others n/C are of the image's class, and at cosine 1 as it is; the rest are at right angles.
+        of_classes = math.log1p(others * (share + (1 - share) * math.exp(-1 / float(settings["loss.temperature"]))))
     name = str(settings.get("loss.name", "as logged")).partition("@")[0]  # of one's own without the hash of its source
-    return LossRange(name, chance, optimum, chance_text, optimum_text, batch_size)
+    return LossRange(name, chance, optimum, chance_text, optimum_text, batch_size, of_classes)
+
+
+_CHANCE_OF_OTHERS = {
+    "nt-xent": "log(2N - 1), of keys that are all alike",
+    "info-nce": "log(1 + K), of keys that are all alike",
+    "swapped-prediction": "log of the number of prototypes",
+}
+
+
+def _share_of_class(settings: Mapping[str, Any]) -> float:
+    """1/C; NaN where the number of classes is not known."""
+    chance = settings.get("reference_chance")
+    return chance / 100 if isinstance(chance, int | float) else math.nan
+
+
+def _num_others(settings: Mapping[str, Any]) -> int | None:
+    """How many others a loss tells an image from; None of a loss that has none."""
+    name = settings.get("loss.name")
+    if name == "nt-xent":
+        return 2 * int(settings["batch_size"]) - 2
+    if name == "info-nce":
+        return int(settings["target.queue_size"])
+    return int(settings["target.num_prototypes"]) - 1 if name == "swapped-prediction" else None
 
 
 def _ends(settings: Mapping[str, Any], first_loss: float) -> tuple[float, str, float, str] | None:
@@ -73,18 +115,14 @@ def _ends(settings: Mapping[str, Any], first_loss: float) -> tuple[float, str, f
         # A z of unit variance, which the output BN starts with: the entropy of its softmax is log d - 1/2.
         uniform = math.log(int(settings["projector.output_dim"]))
         return uniform, "log d, of uniform distributions", uniform - 0.5, "log d - 1/2, of agreeing z of unit variance"
-    if name == "nt-xent":
-        num_others, text = 2 * int(settings["batch_size"]) - 2, "log(2N - 1), of keys that are all alike"
-    elif name == "info-nce":
-        num_others, text = int(settings["target.queue_size"]), "log(1 + K), of keys that are all alike"
-    elif name == "swapped-prediction":
-        num_others, text = int(settings["target.num_prototypes"]) - 1, "log of the number of prototypes"
-    else:  # one's own, or that of a log
+    num_others = _num_others(settings)
+    if num_others is None:  # one's own, or that of a log
         chance, optimum = (float(settings[f"reference_loss_{end}"]) for end in ("chance", "optimum"))
         text = "as given" if name is None else "as it says of itself"
         return chance, text, optimum, "the optimum"
     if num_others < 1:
         return None
+    text = _CHANCE_OF_OTHERS[str(name)]
     # The positive at cosine 1 and all others at right angles to it: as good as many directions allow.
     temperature = float(settings["loss.temperature"])
     best = math.log1p(num_others * math.exp(-1 / temperature))

@@ -39,18 +39,22 @@ VERDICTS = (  # in the order in which one hides another
     "cannot tell",  # what is logged does not tell health from a collapse, or has no scale
 )
 
-# Theory: half of the way from chance to the optimum. For the cosine it is 60 degrees between p and z.
-CONVERGED_FROM = 0.5
+# Theory: 60 degrees between two directions. From where on a loss has converged: LossRange.converged_from.
+COSINE_ALIKE = 0.5
 # Theory: an exponential approach that needs a quarter of the run for its first half ends with 1/16 of the way ahead.
 SLOW_HALF_AFTER = 0.25
 # Convention: a loss that gains a tenth of the way in the second half of a run is still falling.
 STILL_FALLING = 0.1
 # Theory: log2(1 + 1) / 2 bits (Shannon), of a direction in which classes vary as much as the images of one class do.
 BITS_PER_DIRECTION = 0.5
+# Theory: log2(1 + 3) / 2, if they vary three times as much; asked for where accuracy is at its best with fewer.
+BITS_WITH_ACCURACY = 1.0
 # Theory: half as many directions is one bit less of entropy in the spectrum.
 SHARE_OF_HIGHEST_RANK = 0.5
 # Theory: three standard deviations, sqrt(2 p (1 - p) / N) each, of a difference in accuracy over N = 10,000 images.
 ACCURACY_FALL = 2.0
+# Theory: one standard deviation of the same.
+ACCURACY_NOISE = ACCURACY_FALL / 3
 # Convention: swings smaller than a twentieth of the way from chance to the optimum are of no account. The other limit,
 # the noise that the draw of batches explains, is theory: see LossRange.sampling_noise.
 SMALLEST_SWING = 0.05
@@ -261,7 +265,9 @@ def _findings(signs: _Signs) -> Iterator[Finding]:
             "cannot tell", ("Its settings are not known, so that its loss has no scale.", *_std_sentences(signs))
         )
     elif (
-        not signs.ended and signs.scale.level_tells and end_of(signs.scale.progress(signs.loss[:, 2])) < CONVERGED_FROM
+        not signs.ended
+        and signs.scale.level_tells
+        and end_of(signs.scale.progress(signs.loss[:, 2])) < signs.scale.converged_from
     ):
         yield Finding("too early to say", (_how_far(signs), _loss_sentence(signs, signs.scale)))
     elif not _is_spread(signs):
@@ -291,6 +297,11 @@ def _has_learnt(signs: _Signs) -> bool:
     """Whether kNN accuracy rose since it was first measured, and was not lost again."""
     knn = signs.knn[:, 2]
     return len(knn) > 1 and knn[-1] >= knn[0] + ACCURACY_RISE and knn[-1] > knn.max() - ACCURACY_FALL
+
+
+def _at_its_best(signs: _Signs) -> bool:
+    """Whether kNN accuracy rose, and ends at its highest but for the noise of a test set."""
+    return _has_learnt(signs) and bool(signs.knn[-1, 2] > signs.knn[:, 2].max() - ACCURACY_NOISE)
 
 
 def _why_not_spread(signs: _Signs) -> Iterator[str]:
@@ -375,7 +386,7 @@ def _cosines(signs: _Signs) -> tuple[float, float] | None:
         return None
     cosine = -end_of(signs.loss[:, 2]) if len(signs.loss) else math.nan
     of_constant = math.sqrt(max(1 - end_of(signs.std[:, 2]) ** 2, 0.0))
-    return (cosine, of_constant) if cosine >= CONVERGED_FROM else None
+    return (cosine, of_constant) if cosine >= COSINE_ALIKE else None
 
 
 def _too_far_for_a_point(signs: _Signs) -> str:
@@ -458,15 +469,18 @@ def _accuracy_since_highest_rank(signs: _Signs) -> tuple[float, float]:
 
 def rank_limit(signs: _Signs) -> tuple[float, str]:
     """The effective rank below which z cannot tell the classes apart, and what it means to be below."""
-    chance = signs.number("reference_chance")
-    if not 0 < chance < 100:
+    if not 0 < signs.number("reference_chance") < 100:
         return ONE_LINE_BELOW, f"That is below {ONE_LINE_BELOW}: all of z lies on one line"
-    limit = math.log2(100 / chance) / BITS_PER_DIRECTION
+    return _limit_at(signs, BITS_WITH_ACCURACY if _at_its_best(signs) else BITS_PER_DIRECTION)
+
+
+def _limit_at(signs: _Signs, bits: float) -> tuple[float, str]:
+    """The directions that the classes need if each carries so many bits."""
+    num_classes = 100 / signs.number("reference_chance")
+    limit = math.log2(num_classes) / bits
     shown = format_apart(signs.rank[-1, 2], limit, 1)[1] if len(signs.rank) else f"{limit:.1f}"
-    return (
-        limit,
-        f"That is fewer than the {shown} that {100 / chance:.0f} classes need, at half a bit for each direction",
-    )
+    each = "one bit" if bits == 1 else "half a bit"
+    return limit, f"That is fewer than the {shown} that {num_classes:.0f} classes need, at {each} for each direction"
 
 
 def _oscillation(signs: _Signs) -> Iterator[Finding]:
@@ -508,10 +522,10 @@ def _convergence(signs: _Signs) -> Iterator[Finding]:
         return
     warmup = signs.number("optimizer.warmup_epochs")
     epochs = signs.loss[:, 1] - (warmup if math.isfinite(warmup) else 0)
-    half = np.flatnonzero(progress >= CONVERGED_FROM * end_of(progress))  # of the way that it came
+    half = np.flatnonzero(progress >= end_of(progress) / 2)  # of the way that it came
     quarter = len(progress) // 4
     gain = float(progress[-max(quarter, 1) :].mean() - progress[quarter : 2 * quarter + 1].mean())
-    if end_of(progress) < CONVERGED_FROM:
+    if end_of(progress) < signs.scale.converged_from:
         text = f"From the second to the last quarter of the run it gained {100 * gain:.0f} % of the way"
         if gain >= STILL_FALLING:
             yield Finding("slow optimisation", (sentence, f"{text}, and is still falling.", *_std_sentences(signs)))
@@ -559,7 +573,7 @@ def _view_sentences(signs: _Signs, scale: LossRange) -> list[str]:
     if not len(signs.positive) or scale.name != "cosine":
         return []
     end = end_of(signs.positive[:, 2])
-    meaning = "the encoder makes views alike, p does not follow" if end >= CONVERGED_FROM else "views are not alike"
+    meaning = "the encoder makes views alike, p does not follow" if end >= COSINE_ALIKE else "views are not alike"
     return [f"The z of two views of an image have a cosine of {end:.2f} at the end: {meaning}."]
 
 
@@ -575,6 +589,9 @@ def _rank_sentences(signs: _Signs) -> list[str]:
     found = [f"z uses about {last:.0f} of its {of} directions (effective rank {exact})."]
     if len(signs.rank) > 1 or not signs.of_embeddings:
         found.append(f"The rank was {start}{most}.")
+    limit = rank_limit(signs)[0]
+    if limit <= last < BITS_WITH_ACCURACY / BITS_PER_DIRECTION * limit and _at_its_best(signs):
+        found.append(f"{_limit_at(signs, BITS_PER_DIRECTION)[1]}; but kNN accuracy rose, and is at its best.")
     then, now = _accuracy_since_highest_rank(signs)
     if last < SHARE_OF_HIGHEST_RANK * highest[2] and math.isfinite(then):
         found.append(f"It has more than halved since, while kNN accuracy went from {then:.1f} to {now:.1f} %.")
@@ -626,7 +643,7 @@ def _context(signs: _Signs) -> Iterator[str]:
         yield "That is not above the untrained network: nothing that kNN sees was learnt."
         if len(signs.positive) and len(signs.centre):
             alike, all_alike = end_of(signs.positive[:, 2]), end_of(signs.centre[:, 2])
-            if alike - all_alike >= CONVERGED_FROM:  # the centre is the mean cosine of any two images
+            if alike - all_alike >= COSINE_ALIKE:  # the centre is the mean cosine of any two images
                 yield (
                     f"Yet z tells images apart (cosine of two views {alike:.2f}, of any two images {all_alike:.2f}): by"
                     " something that is not their class, a shortcut."

@@ -20,7 +20,14 @@ from typer.testing import CliRunner
 from analysis import load_runs
 from analysis.diagnosis.causes import CAUSES, causes_of
 from analysis.diagnosis.loss_range import loss_range
-from analysis.diagnosis.rules import BITS_PER_DIRECTION, VERDICTS, diagnose, diagnose_runs, threshold_of
+from analysis.diagnosis.rules import (
+    BITS_PER_DIRECTION,
+    BITS_WITH_ACCURACY,
+    VERDICTS,
+    diagnose,
+    diagnose_runs,
+    threshold_of,
+)
 from analysis.diagnosis.shape_of_curve import num_turns, residual, smooth
 from analysis.figures.layout import outline
 from analysis.frames.comparison import differences, load_chosen
@@ -72,8 +79,8 @@ def test_confusion_matrix_of_real_runs(tmp_path: Path, capsys: pytest.CaptureFix
     wrong = {name for name, truth in labels.items() if found[name].verdict != truth}
     with capsys.disabled():
         print(f"\n{show(matrix[matrix.sum(axis=1) > 0])}\nwrong: {sorted(wrong)}")
-    assert wrong <= {"moco-asymmetric-4-epochs"}  # on the edge; see docs/diagnosis.md
-    assert not {name for name in wrong if found[name].verdict == "healthy"}
+    assert wrong <= {"no-bn"}  # few directions, and accuracy at its best; see docs/diagnosis.md
+    assert "fewer than the 6.6" in " ".join(found["no-bn"].evidence)
     assert {cause.study for cause in found["no-stop-gradient"].causes} == {"stop-gradient"}
     assert "predictor" in {cause.study for cause in found["fixed-predictor"].causes}
     assert found["no-stop-gradient"].recorded == "collapsed"
@@ -222,19 +229,25 @@ def test_directions_that_are_lost_with_accuracy_are_a_dimensional_collapse(rank:
     assert with_evaluations(rank, [*knn[:-1], max(knn) - 1]).verdict == "healthy"  # within the noise of an accuracy
 
 
-def test_half_a_bit_is_what_a_direction_carries_at_equal_variances() -> None:
-    """The mutual information of a and a + b, both of unit variance, from their correlation: -log2(1 - r^2) / 2."""
+@pytest.mark.parametrize(("variances", "bits"), [(1, BITS_PER_DIRECTION), (3, BITS_WITH_ACCURACY)])
+def test_the_bits_that_a_direction_carries(variances: float, bits: float) -> None:
+    """The mutual information of a and a + b, of variances in that ratio, from their correlation: -log2(1 - r^2) / 2."""
     signal, noise = np.random.default_rng(0).normal(size=(2, 200_000))
+    signal *= math.sqrt(variances)
     r = np.corrcoef(signal, signal + noise)[0, 1]
-    assert -math.log2(1 - r**2) / 2 == pytest.approx(BITS_PER_DIRECTION, abs=0.01)
+    assert -math.log2(1 - r**2) / 2 == pytest.approx(bits, abs=0.01)
 
 
 @pytest.mark.parametrize("classes", [10, 100, 1000])
-def test_the_fewest_directions_grow_with_the_bits_of_the_classes(classes: int) -> None:
-    rising = [5.0, 20.0, 30.0, 40.0]
-    for factor, verdict in ((1.9, "dimensional collapse"), (2.1, "healthy")):
+@pytest.mark.parametrize(
+    ("knn", "least"),
+    [([5.0, 20.0, 20.0, 19.0], 2), ([5.0, 20.0, 30.0, 40.0], 1), ([5.0, 6.0, 7.0, 8.0], 2)],
+    ids=["below-its-best", "at-its-best", "hardly-learnt"],
+)
+def test_the_fewest_directions_grow_with_the_bits_of_the_classes(classes: int, knn: list[float], least: int) -> None:
+    for factor, verdict in ((least - 0.1, "dimensional collapse"), (least + 0.1, "healthy")):
         end = factor * math.log2(classes)
-        assert with_evaluations([100, 50, end, end], rising, classes).verdict == verdict
+        assert with_evaluations([2 * end, 1.5 * end, end, end], knn, classes).verdict == verdict
 
 
 @pytest.mark.parametrize("rank", [6.58, 6.6, 6.6438, 3.0])
@@ -280,6 +293,7 @@ def test_chance_and_optimum_are_what_the_losses_give() -> None:
     assert found.chance == pytest.approx(swapped_prediction(alike, F.one_hot(torch.arange(8), 64).float(), 0.3).item())
     assert found.optimum == pytest.approx(swapped_prediction(apart, apart, 0.3).item(), rel=1e-5)
     found = scale_of(loss__name="cosine")
+    assert found.converged_from == 0.5
     assert found.optimum == pytest.approx(negative_cosine(apart, apart).item())
     assert found.chance == negative_cosine(apart, apart.roll(1, 0)).item()
     uniform = torch.zeros(8, 2048).softmax(1)
@@ -287,6 +301,44 @@ def test_chance_and_optimum_are_what_the_losses_give() -> None:
     assert found.chance == pytest.approx(-(uniform * uniform.log()).sum(1).mean().item(), rel=1e-5)
     z = torch.randn(256, 2048, generator=torch.Generator().manual_seed(0)).softmax(1)
     assert found.optimum == pytest.approx(-(z * z.log()).sum(1).mean().item(), abs=0.01)
+
+
+def test_converged_is_half_of_the_way_to_a_network_that_knows_the_classes_alone() -> None:
+    """The losses themselves, of embeddings that are one direction a class: all that ten classes ask of a network."""
+    of_class = torch.eye(10, 64)
+    images = of_class.repeat(20, 1)  # 20 of each class
+    half = {"loss__temperature": 0.2, "reference_chance": 10.0}
+    for found, loss in (
+        (
+            scale_of(loss__name="nt-xent", batch_size=200, **half),
+            nt_xent(images, images, images, images, 0.2).item(),
+        ),
+        (
+            scale_of(loss__name="info-nce", target__queue_size=200, **half),
+            info_nce(images, images, images, 0.2).item(),
+        ),
+        (
+            scale_of(loss__name="swapped-prediction", target__num_prototypes=200, **half),
+            # Each image's code is one of the 20 prototypes of its class.
+            swapped_prediction(images @ images.T, torch.eye(200), 0.2).item(),
+        ),
+    ):
+        assert found.converged_from == pytest.approx(found.progress(loss) / 2, rel=0.02)
+        assert 0 < found.converged_from < 0.5
+    unknown = scale_of(loss__name="info-nce", target__queue_size=200, loss__temperature=0.2)
+    assert unknown.converged_from == 0.5
+
+
+def test_a_loss_with_negatives_that_has_told_the_classes_apart_has_converged() -> None:
+    """MoCo v2 on CIFAR-10 for 4 epochs: 40 % of the way, and kNN accuracy from 29 to 46 %."""
+    for reached, verdict in ((0.40, "healthy"), (0.05, "no convergence")):
+        points, row = a_run("healthy")
+        row |= {"loss.name": "info-nce", "target.queue_size": 4096, "loss.temperature": 0.2, "reference_chance": 10.0}
+        scale = loss_range(row, 0.0)
+        assert scale is not None
+        way = -points["loss"].clip(upper=0)  # of a cosine loss
+        points["loss"] = scale.chance - scale.span * reached * way / way.max()
+        assert diagnose(points, row).verdict == verdict
 
 
 def test_the_draw_of_batches_explains_no_more_than_the_bound() -> None:
