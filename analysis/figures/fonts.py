@@ -67,13 +67,13 @@ def fallbacks(texts: Iterable[str]) -> tuple[list[str], set[int]]:
 
 
 def use_fonts_for(labels: Sequence[str]) -> list[str]:
-    """Set the fonts of the rcParams such that labels can be drawn; the labels, numbered where no font has them.
+    """Add to the fonts of the rcParams what labels need; the labels, numbered where no font has them.
 
     To be called within ``rc_context(style.RC)``. A label with a character that no font of the machine has becomes
     ``no. 3``, by its place, and a warning names it: a row of boxes tells nothing.
     """
     families, missing = fallbacks(labels)
-    matplotlib.rcParams["font.family"] = [MAIN, *families]
+    matplotlib.rcParams["font.family"] = [*dict.fromkeys([MAIN, *matplotlib.rcParams["font.family"], *families])]
     drawn = [f"no. {i + 1}" if missing.intersection(map(ord, label)) else label for i, label in enumerate(labels)]
     changed = [f"{label!r} is drawn as '{text}'" for label, text in zip(labels, drawn, strict=True) if label != text]
     if changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -61,16 +62,29 @@ def outline(values: Values, stretches: int = 150) -> NDArray[np.intp]:
     return np.unique([places[0], *extremes, places[-1]])
 
 
-def legend_columns(labels: Sequence[str], width: float) -> int:
-    """How many entries of a legend stand beside each other in ``width`` inches, in rows of equal length.
+@dataclass(frozen=True)
+class Legend:
+    """The entries of a legend that stands above or below panels, as they fit in its width."""
 
-    To be called within ``style.RC``.
+    labels: list[str]
+    columns: int  # entries beside each other, in rows of equal length
+    height: float  # inches
+
+
+def fit_legend(labels: Sequence[str], width: float) -> Legend:
+    """Labels broken where one is wider than ``width`` inches, and as many beside each other as fit.
+
+    To be called within ``style.RC``, which has the spacing.
     """
     size = matplotlib.rcParams["legend.fontsize"]
-    widest = max((text_width(line, size) for label in labels for line in label.split("\n")), default=0.0)
-    entry = widest + 5.5 * size / 72  # inches: a handle of 2.2, the gap after it and that between columns
-    most = max(1, min(len(labels), int(width / entry)))
-    return math.ceil(len(labels) / math.ceil(len(labels) / most)) if labels else 1
+    handle = 4.1 * size / 72  # inches: 2.2, the gap after it, and a margin
+    broken = ["\n".join(wrap(label, width - handle, size)) or "(no name)" for label in labels]
+    widest = max((text_width(line, size) for label in broken for line in label.split("\n")), default=0.0)
+    most = max(1, min(len(broken), int(width / (widest + handle + 1.4 * size / 72))))
+    columns = math.ceil(len(broken) / math.ceil(len(broken) / most)) if broken else 1
+    rows = [broken[i::columns] for i in range(columns)] if broken else []
+    lines = max((sum(label.count("\n") + 1 for label in column) for column in rows), default=0)
+    return Legend([label.replace("$", r"\$") for label in broken], columns, 0.16 * lines + 0.1 if lines else 0.0)
 
 
 def reference_values(runs: pd.DataFrame, metric: str) -> Iterator[tuple[str, tuple[float, float], Any]]:

@@ -23,7 +23,7 @@ from analysis.figures import style
 from analysis.figures.drawing import Drawing, absent, lines_and_bands
 from analysis.figures.fonts import use_fonts_for
 from analysis.figures.groups import Group, make_groups, points_by_run
-from analysis.figures.layout import legend_columns, spread
+from analysis.figures.layout import fit_legend, spread
 from analysis.figures.training import draw_panel
 from analysis.frames.load import counts
 from analysis.frames.run_files import is_number, read_object
@@ -81,9 +81,10 @@ def plot_linear(
     if paper:
         columns["paper"] = {label: [top1] for label, top1 in paper.items()}
     with matplotlib.rc_context(style.RC):
-        names = use_fonts_for([group.label for group in groups])
+        legend = fit_legend(use_fonts_for([group.label for group in groups]), width)
         wide = width > 5
-        figure = Figure(figsize=(width, 2.5 if wide or not columns else 4.2), layout="constrained")
+        height = legend.height + (2.2 if wide or not columns else 3.9)
+        figure = Figure(figsize=(width, height), layout="constrained")
         shape = (1, 1) if not columns else (1, 2) if wide else (2, 1)
         grid = figure.add_gridspec(*shape, width_ratios=[1.5, 1.0][: shape[1]])
         left = figure.add_subplot(grid[0])
@@ -96,8 +97,7 @@ def plot_linear(
             Line2D([], [], color=group.colour, linestyle=group.dashes, marker=_MARKERS[i % 4], markersize=3.5)
             for i, group in enumerate(groups)
         ]
-        labels = [name.replace("$", r"\$") for name in names]
-        figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, width))
+        figure.legend(handles, legend.labels, loc="outside upper center", ncols=legend.columns)
         return figure
 
 

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from analysis.figures import style
 from analysis.figures.drawing import NOT_LOGGED, Drawing, absent, without
 from analysis.figures.groups import column_of, make_groups
-from analysis.figures.layout import is_outer, legend_columns, make_panels
+from analysis.figures.fonts import use_fonts_for
+from analysis.figures.layout import fit_legend, is_outer, make_panels
 from analysis.frames.load import counted_or_all
 from experiments.studies.figures import Map
 from simsiam.record.catalogue import COLLAPSED_BELOW
@@ -137,10 +138,8 @@ def draw_map(chosen: Sequence[tuple[str, pd.Series, Embeddings]], width: float) 
     reach = 1.05 * max(float(np.abs(projection.points).max()) for projection in projections) or 1.0
     known = sorted({int(label) for _, _, embeddings in chosen for label in np.unique(embeddings.labels)})
     with matplotlib.rc_context(style.RC):
-        names = _names(chosen, known[:MOST_CLASSES])
-        columns = legend_columns(names, width - 0.2)
-        rows = -(-len(names) // columns)
-        figure, axes = make_panels([label for label, *_ in chosen], width, extra_height=0.2 + 0.17 * rows)
+        legend = fit_legend(use_fonts_for(_names(chosen, known[:MOST_CLASSES])), width)
+        figure, axes = make_panels([label for label, *_ in chosen], width, extra_height=0.2 + legend.height)
         figure.set_layout_engine("compressed")  # panels of equal aspect leave gaps else
         for place, (ax, (_, _, embeddings), projection) in enumerate(zip(axes, chosen, projections, strict=True)):
             _draw(ax, projection, embeddings.labels, known)
@@ -154,7 +153,7 @@ def draw_map(chosen: Sequence[tuple[str, pd.Series, Embeddings]], width: float) 
             for i in range(min(len(known), MOST_CLASSES))
         ]
         figure.legend(
-            handles, names, loc="outside upper center", ncols=columns, title="class", title_fontsize=8,
+            handles, legend.labels, loc="outside upper center", ncols=legend.columns, title="class", title_fontsize=8,
             handletextpad=0.1, columnspacing=1.0, handlelength=1.2,
         )  # fmt: skip
         figure.draw_without_rendering()  # this layout settles at the second draw only
@@ -165,7 +164,7 @@ def _names(chosen: Sequence[tuple[str, pd.Series, Embeddings]], labels: Sequence
     """What the classes are called; by number where no run says, or runs of several data sets say different things."""
     said = {embeddings.names for _, _, embeddings in chosen if embeddings.names}
     names = said.pop() if len(said) == 1 else ()
-    return [names[label].replace("$", r"\$") if 0 <= label < len(names) else str(label) for label in labels]
+    return [names[label] if 0 <= label < len(names) else str(label) for label in labels]
 
 
 def _draw(ax: Axes, projection: Projection, labels: NDArray[np.int64], known: list[int]) -> None:

@@ -25,7 +25,7 @@ from analysis.figures import style
 from analysis.figures.drawing import Drawing, absent, missing, seeds_of
 from analysis.figures.fonts import use_fonts_for
 from analysis.figures.groups import method_of, methods_of
-from analysis.figures.layout import fit_accuracy, legend_columns
+from analysis.figures.layout import fit_accuracy, fit_legend
 from analysis.frames.load import COLLAPSE, DIMENSIONAL, accuracy_of, came_to, counts
 from experiments.studies.figures import Sweep
 from simsiam.record.catalogue import METRICS
@@ -37,6 +37,7 @@ LINE = "line"  # a column: the label of each run's line
 LABELS = {
     "batch_size": "batch size",
     "optimizer.lr": "base learning rate",
+    "optimizer.weight_decay": "weight decay",
     "projector.output_dim": "output dimension d",
     "projector.num_layers": "layers of the projector",
     "predictor.hidden_dim": "hidden dimension of h",
@@ -45,7 +46,7 @@ LABELS = {
 
 def label_of(setting: str) -> str:
     """What stands on the axis of a setting, given by its dotted path."""
-    return LABELS.get(setting, setting.replace("_", " "))
+    return LABELS.get(setting, setting.replace("_", " ").replace(".", " "))
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,8 @@ def plot_sweep(
     with matplotlib.rc_context(style.RC):
         num_panels = 2 if theirs else 1
         names = [line.label for line in ours]
-        labels = [name.replace("$", r"\$") for name in use_fonts_for(names)]
-        legend_rows = len(names) / legend_columns(labels, width) if len(names) > 1 else 0
-        height = (2.1 if width > 5 else 1.9 * num_panels) + 0.2 * legend_rows
+        legend = fit_legend(use_fonts_for(names) if len(names) > 1 else [], width)
+        height = (2.1 if width > 5 else 1.9 * num_panels) + legend.height
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = [
             figure.add_subplot(*((1, num_panels) if width > 5 else (num_panels, 1)), i + 1) for i in range(num_panels)
@@ -117,7 +117,7 @@ def plot_sweep(
             _finish(ax, ticks, relative_label if base else label, relative=base is not None)
         if len(looks) > 1:
             handles = [Line2D([], [], color=c, linestyle=d, marker="o", markersize=3) for c, d in looks.values()]
-            figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, width))
+            figure.legend(handles, legend.labels, loc="outside upper center", ncols=legend.columns)
         return figure
 
 

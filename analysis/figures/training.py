@@ -23,9 +23,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from analysis.figures import style
-from analysis.figures.fonts import use_fonts_for, wrap
+from analysis.figures.fonts import use_fonts_for
 from analysis.figures.groups import Group, make_groups, points_by_run
-from analysis.figures.layout import fit_accuracy, legend_columns, outline, reference_lines
+from analysis.figures.layout import fit_accuracy, fit_legend, outline, reference_lines
 from simsiam.record.catalogue import FIG_2, METRICS
 
 Curve = NDArray[np.float64]  # (n, 2): epoch, value
@@ -178,26 +178,20 @@ def _canvas(
     """Panels under one legend."""
     num_columns = 1 if stacked else num_panels if num_panels <= 4 else 3
     num_rows = math.ceil(num_panels / num_columns)
-    names = use_fonts_for([group.label for group in groups])
-    labels = ["\n".join(wrap(name, width - 0.6, style.RC["legend.fontsize"])) or "(no name)" for name in names]
-    num_legend_columns = legend_columns(labels, width)
-    lines = sum(label.count("\n") + 1 for label in labels) / num_legend_columns
-    legend_height = 0.16 * (lines + bool(title)) + 0.1 if labels else 0.0
+    legend = fit_legend(use_fonts_for([group.label for group in groups]), width)
+    legend_height = legend.height + (0.16 if title else 0.0)
     panel_height = 1.45 if stacked else 1.9
     figure = Figure(figsize=(width, panel_height * num_rows + legend_height), layout="constrained")
     axes = [figure.add_subplot(num_rows, num_columns, i + 1) for i in range(num_panels)]
-    if labels:
+    if groups:
         handles = [Line2D([], [], color=group.colour, linestyle=group.dashes, linewidth=1.4) for group in groups]
         figure.legend(
             handles,
-            [label.replace("$", r"\$") for label in labels],
-            loc="outside upper left" if len(labels) > 3 else "outside upper center",
-            ncols=num_legend_columns,
+            legend.labels,
+            loc="outside upper left" if len(groups) > 3 else "outside upper center",
+            ncols=legend.columns,
             title=title,
             alignment="left",
-            columnspacing=1.4,
-            labelspacing=0.25,
-            borderaxespad=0.1,
         )
     return figure, axes
 

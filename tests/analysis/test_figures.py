@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import itertools
 import json
+import shutil
 import string
 import warnings
 from collections.abc import Iterator
@@ -297,12 +298,49 @@ def test_a_map_of_four_panels_and_long_names_is_whole_when_it_is_saved(tmp_path:
     figure = plot_map(load_runs(tmp_path / "runs")[1], "batch_size", width=width)
     style.save(figure, tmp_path / "map")
     with matplotlib.rc_context(style.RC):
+        legend_inside(figure)
         boxes = [ax.get_tightbbox() for ax in figure.axes]
         titles = [ax.title.get_window_extent() for ax in figure.axes]
         legend = figure.legends[0].get_window_extent()
     assert all(box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y0 >= 0 for box in boxes)
     assert legend.y0 >= max(title.y1 for title in titles)
-    assert legend.y1 <= figure.bbox.y1
+
+
+def legend_inside(figure: Figure) -> None:
+    """The legend is within the page, and over no panel."""
+    with matplotlib.rc_context(style.RC):
+        figure.draw_without_rendering()
+        legend, page = figure.legends[0].get_window_extent(), figure.bbox
+        panels = [ax.get_window_extent() for ax in figure.axes]
+    assert legend.x0 >= page.x0 - 1
+    assert legend.x1 <= page.x1 + 1
+    assert legend.y1 <= page.y1 + 1
+    assert legend.y0 >= max(panel.y1 for panel in panels)
+    assert min(panel.height for panel in panels) > 0.25 * 100  # inches are of 100 pixels
+
+
+@pytest.mark.parametrize("width", [style.ONE_COLUMN, style.TWO_COLUMNS])
+def test_a_dozen_long_names_stay_on_the_page(geometry: Path, width: float) -> None:
+    points, of_one = load(geometry)
+    of_one = of_one[of_one["run"] == of_one["run"].iloc[0]]
+    many, curves = [], []
+    for rate in (0.01, 0.03, 0.1, 0.3):
+        for decay in (1e-4, 5e-4, 1e-3):
+            for momentum in (0.9, 0.99):
+                name = f"r{rate}-{decay}-{momentum}"
+                new = {"optimizer.lr": rate, "optimizer.weight_decay": decay, "target.momentum": momentum}
+                long = f"a rate of {rate}, a weight decay of {decay} and the momentum encoder of MoCo, {momentum}"
+                many.append(of_one.assign(run=name, config=name, variant=long, final_knn_top1=50 + rate, **new))
+                curves.append(points[points["run"] == of_one["run"].iloc[0]].assign(run=name))
+    runs, curve = pd.concat(many, ignore_index=True), pd.concat(curves, ignore_index=True)
+    of_methods = runs.drop(columns="variant")
+    for figure in (
+        plot_sweep(of_methods, "target.momentum", width=width),
+        plot_training(curve, runs[:12], width=width),
+        plot_linear(curve, runs[:12], width=width),
+    ):
+        assert len(figure.legends[0].get_texts()) == 12
+        legend_inside(figure)
 
 
 @pytest.fixture
@@ -409,7 +447,7 @@ def test_a_figure_is_the_same_whatever_fonts_the_machine_has(geometry: Path, tmp
 
 
 def test_a_name_in_other_characters_is_drawn_with_a_font_that_has_them(geometry: Path, tmp_path: Path) -> None:
-    points, runs = load(geometry)
+    points, runs = load(Path(shutil.copytree(geometry, tmp_path / "copy")))
     runs["variant"] = runs["variant"].cat.rename_categories({"with": CAT, "without": CYRILLIC})
     sweep = runs.assign(variant=runs["variant"].astype(str) + runs["seed"].map(", {}".format))
     with fonts_of_the_machine(write_font(tmp_path / "cat.ttf", "A Cat", CAT)), warnings.catch_warnings():
@@ -420,6 +458,13 @@ def test_a_name_in_other_characters_is_drawn_with_a_font_that_has_them(geometry:
         for figure in (plot_map(runs), plot_spectra(runs)):
             assert [ax.get_title() for ax in figure.axes[:2]] == [CAT, CYRILLIC]
             figure.draw_without_rendering()
+        for folder in {path.parent for path in (tmp_path / "copy").rglob("embeddings.npz")}:
+            with np.load(folder / "embeddings.npz") as file:
+                arrays = dict(file)
+            np.savez(folder / "embeddings.npz", **arrays | {"class_names": np.array([CAT] * 10)})
+        figure = plot_map(runs)
+        assert CAT in [text.get_text() for text in figure.legends[0].get_texts()]
+        figure.draw_without_rendering()
         style.save(plot_linear(points, runs), tmp_path / "figure")
 
 
@@ -545,7 +590,7 @@ def test_a_sweep_says_which_variants_have_no_place_on_its_axis(geometry: Path, t
     (drawing,) = drawings((Sweep(kind="sweep", setting="loss.arguments.margin", base="without"),), points, runs, {})
     assert drawing.caption.endswith("Not in the figure, for want of a value of loss.arguments.margin: without.")
     assert drawing.draw is not None
-    assert drawing.draw(style.TWO_COLUMNS).axes[0].get_xlabel() == "loss.arguments.margin"
+    assert drawing.draw(style.TWO_COLUMNS).axes[0].get_xlabel() == "loss arguments margin"
 
 
 @pytest.mark.parametrize("kind", KINDS)
