@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from analysis.figures import style
 from analysis.figures.drawing import NOT_LOGGED, Drawing, absent, without
-from analysis.figures.groups import column_of, make_groups
 from analysis.figures.fonts import use_fonts_for
+from analysis.figures.groups import column_of, make_groups
 from analysis.figures.layout import fit_legend, is_outer, make_panels
 from analysis.frames.load import counted_or_all
 from experiments.studies.figures import Map
