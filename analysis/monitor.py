@@ -32,12 +32,12 @@ from torch.nn import functional as F
 from simsiam.errors import SettingsError
 from simsiam.evaluation.diagnostics import OF_A_VIEW, OF_VIEWS, effective_rank, output_std
 from simsiam.record.atomic_files import write_atomically
+from simsiam.record.catalogue import OUTPUT_BN
 from simsiam.record.curves import MetricsWriter, Point, attempt_files, merge
 
 if TYPE_CHECKING:
     from analysis.diagnosis.rules import Diagnosis
 
-OUTPUT_BN = {"affine": (True, True), "plain": (True, False), "none": (False, True)}  # a BN on z; with scale and shift
 RANK_EVERY = 10  # of the logged steps: a rank costs as much as all other measures together
 
 
@@ -86,9 +86,8 @@ class CollapseMonitor:
         self.step = first_step
         self.total_steps, self.every, self.steps_per_epoch = total_steps, every, steps_per_epoch
         self.classes = classes
-        bn, affine = OUTPUT_BN[output_bn]
         self.settings: dict[str, Any] = {
-            "loss.name": loss, "projector.bn_output": bn, "projector.bn_output_affine": affine, **(settings or {}),
+            "loss.name": loss, **OUTPUT_BN[output_bn], **(settings or {}),
         }  # fmt: skip
         if batch_size is not None:
             self.settings["batch_size"] = batch_size

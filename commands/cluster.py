@@ -237,7 +237,14 @@ def _print_launches(views: list[LaunchView]) -> None:
 
 
 def check(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A profile: an example that ships, or a .yaml file.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A profile: an example that ships, or a .yaml file.",
+            autocompletion=completion.clusters,
+        ),
+    ],
     runs: Runs = DEFAULT_RUNS,
     data: Data = DEFAULT_DATA,
 ) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from commands.console import Table, count, make_console, print_json, print_prose
 from commands.foreign import Words, diagnose_files, is_foreign, lines_of_causes
+from commands.integrations import completion
 from commands.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -52,7 +53,11 @@ def diagnose(
     as_json: AsJson = False,
     kind: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--kind", help="Of a log: csv, lightning, wandb, jsonl, tensorboard. Default: found by itself."),
+        typer.Option(
+            "--kind",
+            help="Of a log: csv, lightning, wandb, jsonl, tensorboard. Default: found by itself.",
+            autocompletion=completion.one_of("csv", "lightning", "wandb", "jsonl", "tensorboard"),
+        ),
     ] = None,
     column: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -84,7 +89,11 @@ def diagnose(
     ] = None,
     output_bn: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--output-bn", help="Of a log: BN on z: affine, plain (without scale and shift) or none."),
+        typer.Option(
+            "--output-bn",
+            help="Of a log: BN on z: affine, plain (without scale and shift) or none.",
+            autocompletion=completion.one_of("affine", "plain", "none"),
+        ),
     ] = None,
     classes: Annotated[
         Optional[int],  # noqa: UP045

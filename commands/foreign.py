@@ -67,8 +67,9 @@ def given_by(words: Words) -> Given:
     """The settings that the options stand for. Raises SettingsError."""
     from pydantic import ValidationError
 
-    from analysis.diagnosis.foreign import BYOL, OUTPUT_BN, Given
+    from analysis.diagnosis.foreign import BYOL, Given
     from experiments.studies.layers import layer_from_command_line
+    from simsiam.record.catalogue import OUTPUT_BN
     from simsiam.settings.fields import LossSettings, Settings
 
     losses = [*_names(LossSettings.model_fields["name"].annotation), BYOL]

@@ -57,7 +57,7 @@ Runs = Annotated[
         "--runs",
         envvar="ABLATION_RUNS",
         callback=_folder_of_runs,
-        help="Where run folders are; for commands that only read them also an archive of them.",
+        help="The folder of runs. A command that only reads them takes an archive, too.",
     ),
 ]
 Data = Annotated[Path, typer.Option("--data", envvar="ABLATION_DATA", help="Where the images are.")]
@@ -83,7 +83,7 @@ Seeds = Annotated[
     typer.Option(
         "--seeds",
         metavar="N",
-        help="3: seeds 0, 1, 2; 4-6: seeds 4, 5, 6; no others. Default: the study's own, for a report all there are.",
+        help="3 is seeds 0, 1 and 2; 4-6 is seeds 4, 5 and 6. Default: the study's own; for a report, all there are.",
     ),
 ]
 Jobs = Annotated[
@@ -99,7 +99,10 @@ Retrain = Annotated[
     bool, typer.Option("--retrain", help="Train anew, beside the old runs, what other training code had made.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="auto, cpu or cuda.", autocompletion=completion.one_of("auto", "cpu", "cuda")),
+]
 
 DEFAULT_RUNS, DEFAULT_DATA = Path("runs"), Path("data")
 

@@ -228,11 +228,17 @@ def _report(made: Plan, out: Path, seeds: str | None, command: str, live: Live |
 
     (study,) = made.studies
     variants = report_variants(study, made, None if seeds is None else seeds_from_text(seeds))
-    scale, note = made.scale.name, made.scale.note
-    note = " ".join(text for text in (note, *said_of_code(made)) if text)
-    linked = made.runs not in archives
     return write_report(
-        study, variants, made.runs, out, scale=scale, note=note, command=command, live=live, linked=linked
+        study,
+        variants,
+        made.runs,
+        out,
+        scale=made.scale.name,
+        note=made.scale.note,
+        of_code=said_of_code(made),
+        command=command,
+        live=live,
+        linked=made.runs not in archives,
     )
 
 

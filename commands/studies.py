@@ -421,7 +421,8 @@ def _run(
     register(studies, runs)
     todo = _train(made, name, scale, seeds, overrides, jobs, ranks, retry_failed, device)
     options = shlex.join(same_options(scale, seeds, overrides, runs, data))
-    say(f"All {todo} runs are done. Report: python run_ablation.py report {shlex.quote(name)} {options}".rstrip())
+    done = "The run is done" if todo == 1 else f"All {todo} runs are done"
+    say(f"{done}. Report: python run_ablation.py report {shlex.quote(name)} {options}".rstrip())
 
 
 def _train(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from commands.console import Table, count, make_console, print_json, say
+from commands.integrations import completion
 from commands.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -42,7 +43,11 @@ def evaluate(
     ],
     protocol: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--protocol", help="paper, sgd or features. Default: paper at imagenet scale, else features."),
+        typer.Option(
+            "--protocol",
+            help="paper, sgd or features. Default: paper at imagenet scale, else features.",
+            autocompletion=completion.one_of("paper", "sgd", "features"),
+        ),
     ] = None,
     runs: Runs = DEFAULT_RUNS,
     data: Data = DEFAULT_DATA,

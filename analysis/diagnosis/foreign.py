@@ -16,12 +16,8 @@ import pandas as pd
 from analysis.diagnosis.loss_range import loss_range
 from analysis.diagnosis.rules import VERDICTS, Diagnosis, diagnose
 from analysis.frames.foreign_columns import LEVEL, Log
+from simsiam.record.catalogue import OUTPUT_BN
 
-OUTPUT_BN = {  # what --output-bn says of the projector
-    "affine": {"projector.bn_output": True, "projector.bn_output_affine": True},
-    "plain": {"projector.bn_output": True, "projector.bn_output_affine": False},
-    "none": {"projector.bn_output": False, "projector.bn_output_affine": True},
-}
 BYOL = "byol"  # 2 - 2 cosine
 USUAL_BATCH = 256
 USUAL_WIDTHS = tuple(2**power for power in range(4, 14))

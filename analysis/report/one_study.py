@@ -89,6 +89,7 @@ def report(
     *,
     scale: str,
     note: str = "",
+    of_code: Sequence[str] = (),
     command: str = "",
     live: Live | None = None,
     linked: bool = True,
@@ -97,9 +98,9 @@ def report(
 
     Works at any time: what has not been run or is still running is a dash with its reason. The files are made in a
     folder beside ``out_dir`` and renamed into it at the end, so an interrupted report leaves the one before it; other
-    files in ``out_dir`` stay. ``note`` goes under the table, ``command`` on the page, which reloads itself if it
-    is ``live``, and has links to the run folders if it is ``linked``: if these stay where they are. Raises OSError if
-    ``out_dir`` cannot be written.
+    files in ``out_dir`` stay. ``note`` goes under the table, ``of_code`` (what to know of the code that made the runs)
+    among the warnings, ``command`` on the page, which reloads itself if it is ``live``, and has links to the run
+    folders if it is ``linked``: if these stay where they are. Raises OSError if ``out_dir`` cannot be written.
     """
     points, runs = gather(variants, runs_dir)
     paper = {variant.name: variant.paper for variant in variants}
@@ -107,6 +108,7 @@ def report(
     others = {variant.name: variant.published for variant in variants}
     table = study_table(runs, paper, study.title, scale, against, others, study.table)
     judged = tuple(verdicts(study.claims, points, runs, scale, study.design, study.name))
+    warnings = (*of_code, *in_words.warnings(runs))
     if note:
         table = replace(table, notes=(*table.notes, note))
     out_dir = out_dir.absolute()
@@ -123,6 +125,7 @@ def report(
             judged,
             scale=scale,
             command=command,
+            warnings=warnings,
             out_dir=out_dir,
             live=live,
             linked=linked,
@@ -141,7 +144,7 @@ def report(
         table=table,
         answer=in_words.answer(judged, runs),
         numbers=in_words.in_numbers(runs),
-        warnings=tuple(in_words.warnings(runs)),
+        warnings=warnings,
         verdicts=judged,
         drawings=tuple(drawn),
         runs=runs,
@@ -209,6 +212,7 @@ def _make(
     *,
     scale: str,
     command: str,
+    warnings: Sequence[str],
     out_dir: Path,
     live: Live | None,
     linked: bool,
@@ -232,6 +236,7 @@ def _make(
         settings,
         scale=scale,
         command=command,
+        warnings=warnings,
         out_dir=out_dir,
         pairing=seeds_in_common(variants, runs),
         noise=noise(variants, runs),

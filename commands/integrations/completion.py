@@ -6,7 +6,7 @@ press of Tab, so they import no more than they need, and say nothing when a file
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
@@ -27,8 +27,20 @@ BASH = """    local i
     return 0"""
 
 
+def one_of(*names: str) -> Callable[[str], list[str]]:
+    """The names that an option or argument may be."""
+
+    def completed(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return completed
+
+
 def completion(
-    shell: Annotated[str, typer.Argument(metavar="SHELL", help="bash, zsh or fish.")],
+    shell: Annotated[
+        str,
+        typer.Argument(metavar="SHELL", help="bash, zsh or fish.", autocompletion=one_of(*SHELLS)),
+    ],
 ) -> None:
     """Print the script by which a shell completes run-ablation: commands, studies, variants, settings.
 

@@ -6,13 +6,19 @@ from typing import Annotated
 
 import typer
 
+from commands.integrations import completion
 from simsiam.errors import SettingsError, nearest
 
 KINDS = ("study", "scale", "method", "cluster")
 
 
 def schema(
-    kind: Annotated[str, typer.Argument(metavar="KIND", help="study, scale, method or cluster.")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND", help="study, scale, method or cluster.", autocompletion=completion.one_of(*KINDS)
+        ),
+    ],
 ) -> None:
     """Print the JSON Schema of a kind of YAML file, by which an editor completes, explains and checks it.
 

@@ -12,6 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from commands.console import count, say
+from commands.integrations import completion
 from commands.options import (
     DEFAULT_DATA,
     DEFAULT_RUNS,
@@ -35,7 +36,15 @@ KINDS = ("tensorboard", "wandb", "mlflow", "trackio", "parquet", "csv")
 
 def track(
     study: StudyName,
-    to: Annotated[str, typer.Option("--to", metavar="TRACKER", help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="TRACKER",
+            help=f"{', '.join(KINDS[:-1])} or {KINDS[-1]}.",
+            autocompletion=completion.one_of(*KINDS),
+        ),
+    ],
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", help="Where local files go. Default: tracking/TRACKER/."),

@@ -99,7 +99,8 @@ def _pinned(path: str, layer: Layer, folder: Path | None) -> Value:
     try:
         return replace(item, value=pin(path, item.value, places, given))
     except SettingsError as error:
-        raise SettingsError(f"{error}  [{item.origin}]") from None
+        of = str(error).partition(":")[0]  # an argument that it does not take was perhaps written elsewhere
+        raise SettingsError(f"{error}  [{layer.get(of, item).origin}]") from None
 
 
 def layer_of(

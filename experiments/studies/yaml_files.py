@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from simsiam.errors import SettingsError, nearest
+from simsiam.settings.fields import Settings
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -108,7 +110,10 @@ def parse_model(
             return kind.model_validate(_replaced(content, texts))
     except ValidationError as error:
         problems: dict[tuple[str, ...], str] = {}
-        for item in error.errors():
+        errors = error.errors()
+        # A list all of whose items are wrong is not too short beside.
+        errors = [one for one in errors if one["type"] != "too_short" or not _is_about(one, errors)]
+        for item in errors:
             found = (*keys, *(str(part) for part in item["loc"]))
             missing = found[-1:] if item["type"] == "missing" else ()  # it has no line
             found = found[: len(found) - len(missing)]
@@ -117,7 +122,10 @@ def parse_model(
             found += missing
             if item["type"] == "extra_forbidden":
                 known = known_keys(found[:-1])
-                problem = f"no such key{nearest(found[-1], known)} (known here: {', '.join(known)})"
+                hint = nearest(found[-1], known)
+                if "settings" in known and found[-1].partition(".")[0] in Settings.model_fields:
+                    hint = "; settings stand under 'settings:'"
+                problem = f"no such key{hint} (known here: {', '.join(known)})"
             elif missing:
                 problem = "is missing"
             else:
@@ -125,6 +133,12 @@ def parse_model(
                 problem = f"{item['input']!r} is not allowed: {text[0].lower()}{text[1:]}"
             problems.setdefault(found, f"{'.'.join(found)}: {problem}  [{document.at(*found)}]")
         raise SettingsError("\n".join(problems.values())) from None
+
+
+def _is_about(error: ErrorDetails, others: Sequence[ErrorDetails]) -> bool:
+    """Whether another of pydantic's findings is on a part of what this one is on."""
+    place = error["loc"]
+    return any(len(other["loc"]) > len(place) and other["loc"][: len(place)] == place for other in others)
 
 
 def parse_kind(kinds: Mapping[str, type[Model]], document: Document, keys: tuple[str, ...], *, what: str) -> Model:

@@ -325,6 +325,13 @@ COLLAPSED_BELOW = 0.2
 ONE_LINE_BELOW = 1.5
 
 
+OUTPUT_BN = {  # the BN on z, in a word, and the settings that say the same
+    "affine": {"projector.bn_output": True, "projector.bn_output_affine": True},
+    "plain": {"projector.bn_output": True, "projector.bn_output_affine": False},
+    "none": {"projector.bn_output": False, "projector.bn_output_affine": True},
+}
+
+
 def collapse_threshold(batch_size: int, *, bn_output: bool, bn_output_affine: bool) -> float:
     """The z_std_relative (std x sqrt(d)) below which z counts as collapsed.
 

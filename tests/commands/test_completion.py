@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from analysis.frames.foreign_files import KINDS as KINDS_OF_LOGS
+from commands.integrations.schema import KINDS as KINDS_OF_FILES
+from commands.integrations.track import KINDS as KINDS_OF_TRACKERS
+from experiments.slurm.profile import cluster_names
 from experiments.studies.study import study_names
+from simsiam.evaluation.linear import PROTOCOLS
+from simsiam.record.catalogue import OUTPUT_BN
 from simsiam.settings.fields import dotted_paths
 from tests.conftest import ROOT
 
@@ -71,6 +77,18 @@ def test_a_shell_completes_commands_studies_and_settings(home: Path, ask: object
     assert set(ask(home, "run", "stop-gradient", "--scale", "c")) == {"cpu", "cifar"}
     wanted = {f"{path}=" for path in dotted_paths() if path.startswith("optimizer.")}
     assert set(ask(home, "run", "stop-gradient", "--set", "optimizer.")) == wanted
+    assert set(ask(home, "cluster", "check", "p")) == {name for name in cluster_names() if name.startswith("p")}
+
+
+def test_names_that_an_option_may_be(home: Path) -> None:
+    for words, names in (
+        (("schema", ""), KINDS_OF_FILES),
+        (("track", "all", "--to", ""), KINDS_OF_TRACKERS),
+        (("evaluate", "all", "--protocol", ""), PROTOCOLS),
+        (("diagnose", "log.csv", "--kind", ""), KINDS_OF_LOGS),
+        (("diagnose", "log.csv", "--output-bn", ""), OUTPUT_BN),
+    ):
+        assert set(bash(home, *words)) == set(names), words
 
 
 def test_bash_quotes_a_variant_with_a_space(home: Path) -> None:

@@ -88,6 +88,9 @@ def test_edited_training_code_is_said_and_retrained_beside_the_old_runs(copy: Pa
     edit(copy, loss, "* F.normalize(z, dim=1)).sum(1).mean()", "* F.normalize(z, dim=1)).sum(1).mean() * 0.5")
     told = " ".join(call(copy, "status", *OPTIONS).split())
     assert f"1 of 1 done runs were made by other training code than that at hand: {loss} changed since" in told
+    call(copy, "report", *OPTIONS, "--out", "report")
+    assert "run --retrain" in (copy / "report" / "index.html").read_text()
+    assert "retrain" not in (copy / "report" / "table.tex").read_text()  # advice is for the one at the keyboard
     told = call(copy, "run", *OPTIONS, "--retrain")
     (new,) = {path.name for path in (copy / "runs").glob("*-s0")} - old
     option = told[told.index("--set code=") :].split()[1]  # for the report of the new one
