@@ -181,6 +181,15 @@ class PretendedCuda(TorchDispatchMode):
             self.waits = before[0] + watched
             self.types = before[1]
 
+    def follows_convolutions(self) -> bool:
+        """Whether torch can: 2.9, built for CUDA, asks the driver how it would convolve, whatever the tensors."""
+        try:
+            with self.everything():
+                F.conv2d(torch.zeros(1, 1, 3, 3, device=CUDA), torch.zeros(1, 1, 3, 3, device=CUDA))
+        except torch.AcceleratorError:
+            return False
+        return True
+
     @contextlib.contextmanager
     def everything(self) -> Iterator[None]:
         """Within it no tensor has numbers, not even on the CPU: for networks that would take long to make."""

@@ -110,7 +110,7 @@ def join(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        with _gloo_towards(address):
+        with _gloo_towards(address), _stdout_to_stderr():
             dist.init_process_group(
                 "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
                 store=PrefixStore("group", store),
@@ -220,6 +220,19 @@ def _interfaces() -> dict[str, str]:
                 answer = fcntl.ioctl(probe, 0x8915, struct.pack("256s", name.encode()[:15]))  # SIOCGIFADDR
                 found[name] = socket.inet_ntoa(answer[20:24])
     return found
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """For what C++ prints: gloo tells of its connections, among the JSON of a command."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextlib.contextmanager

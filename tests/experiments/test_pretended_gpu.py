@@ -118,6 +118,9 @@ def cases(scale: str) -> list[Case]:
 def gpu() -> Iterator[PretendedCuda]:
     views._all_resizings.cache_clear()  # it keeps tensors of a device
     with pretended_cuda(MEANT) as pretended:
+        if not pretended.follows_convolutions():
+            assert torch.__version__ < "2.15"
+            pytest.skip(f"torch {torch.__version__}, built for CUDA, asks the driver how to convolve")
         yield pretended
     views._all_resizings.cache_clear()
 
