@@ -14,14 +14,14 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from simsiam.settings.fields import BackboneSettings
 
-LANES = 16  # float32 numbers in the widest vector of a processor (AVX-512)
+LANES = 8  # float32 numbers in a vector of AVX2; with AVX-512 oneDNN has another kernel, which is right
 
 
 class KeptPixels1x1(nn.Conv2d):
-    """A strided 1x1 convolution, as one of stride 1 over the pixels that it keeps: the same numbers.
+    """A strided 1x1 convolution, as one of stride 1 over the pixels that it keeps: the same but for rounding.
 
-    Where a vector of the processor has more lanes than there are channels, oneDNN's strided kernel writes the weights'
-    gradient past its workspace (oneDNN #6035). Seen with AVX2 and 4 channels: wrong gradients, aborts, endless loops.
+    Where a vector of AVX2 has more lanes than there are channels, oneDNN's strided kernel writes the weights' gradient
+    past its workspace (oneDNN #6035). Seen with 4 channels: wrong gradients, aborts, endless loops.
     """
 
     def forward(self, input: Tensor) -> Tensor:
