@@ -4,7 +4,7 @@ Every curve is drawn from ranges that were set down before the rules were run on
 lengths, noise, batch sizes, widths, losses and the times when things happen are all random. The kinds are told apart
 clearly; runs on the edge between two of them are not in here. Two things were changed later, as real runs refute what
 was there. A rank below half of the untrained network's was taken for a dimensional collapse whatever the accuracy. Now
-z has fewer directions than 0.65 times the bits that name the classes, or loses directions together with accuracy; and
+z has fewer directions than 1.1 times the bits that name the classes, or loses directions together with accuracy; and
 half of the healthy runs come to use few directions, at least three times the bits. And a loss with negatives that has
 not converged is at most 0.35 of the way to what a network gives that knows the classes alone, not to the best there is.
 """
@@ -96,9 +96,7 @@ def simulate(kind: str, seed: int) -> tuple[pd.DataFrame, dict[str, Any]]:
         rank = 1 + untrained * np.exp(-evaluations / random.uniform(0.02, 0.15))
     elif kind == "dimensional collapse":
         loses_accuracy = bool(random.random() < 0.5)
-        end = (
-            untrained * random.uniform(0.05, 0.4) if loses_accuracy else random.uniform(1.1, 0.65 * math.log2(classes))
-        )
+        end = untrained * random.uniform(0.05, 0.4) if loses_accuracy else random.uniform(1.1, 1.1 * math.log2(classes))
         rank = end + (untrained * random.uniform(1, 2) - end) * np.exp(-evaluations / random.uniform(0.05, 0.15))
         rank[0] = untrained
         std *= random.uniform(0.6, 1.0)

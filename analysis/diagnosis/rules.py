@@ -47,8 +47,9 @@ SLOW_HALF_AFTER = 0.25
 STILL_FALLING = 0.1
 # Theory: log2(1 + 1) / 2 bits (Shannon), of a direction in which classes vary as much as the images of one class do.
 BITS_PER_DIRECTION = 0.5
-# Theory: log2(1 + 3) / 2, if they vary three times as much; asked for where accuracy is at its best with fewer.
-BITS_WITH_ACCURACY = 1.0
+# Convention, where accuracy is at its best all the same: of ten classes, runs with 4.5 directions and fewer were labelled
+# a collapse, runs with 6.0 and more were not (docs/diagnosis.md).
+BITS_WITH_ACCURACY = 0.6
 # Theory: half as many directions is one bit less of entropy in the spectrum.
 SHARE_OF_HIGHEST_RANK = 0.5
 # Theory: three standard deviations, sqrt(2 p (1 - p) / N) each, of a difference in accuracy over N = 10,000 images.
@@ -479,7 +480,7 @@ def _limit_at(signs: _Signs, bits: float) -> tuple[float, str]:
     num_classes = 100 / signs.number("reference_chance")
     limit = math.log2(num_classes) / bits
     shown = format_apart(signs.rank[-1, 2], limit, 1)[1] if len(signs.rank) else f"{limit:.1f}"
-    each = "one bit" if bits == 1 else "half a bit"
+    each = "half a bit" if bits == BITS_PER_DIRECTION else f"{bits:g} bits"
     return limit, f"That is fewer than the {shown} that {num_classes:.0f} classes need, at {each} for each direction"
 
 
