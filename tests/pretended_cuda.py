@@ -185,7 +185,8 @@ class PretendedCuda(TorchDispatchMode):
         """Whether torch can: 2.9, built for CUDA, asks the driver how it would convolve, whatever the tensors."""
         try:
             with self.everything():
-                F.conv2d(torch.zeros(1, 1, 3, 3, device=CUDA), torch.zeros(1, 1, 3, 3, device=CUDA))
+                image = torch.zeros(1, 1, 3, 3, device=CUDA, dtype=torch.bfloat16)
+                F.conv2d(image, image)
         except torch.AcceleratorError:
             return False
         return True

@@ -88,6 +88,14 @@ _CHANCE_OF_OTHERS = {
 }
 
 
+def needed_for(name: str) -> tuple[str, ...]:
+    """The settings that the scale of a loss follows from, by dotted path."""
+    others = {"nt-xent": (), "info-nce": ("target.queue_size",), "swapped-prediction": ("target.num_prototypes",)}
+    if name in others:
+        return ("batch_size", *others[name], "loss.temperature")
+    return ("batch_size", "projector.output_dim") if name == "cross-entropy" else ()
+
+
 def _share_of_class(settings: Mapping[str, Any]) -> float:
     """1/C; NaN where the number of classes is not known."""
     chance = settings.get("reference_chance")

@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.diagnosis.causes import Cause, causes_of
-from analysis.diagnosis.loss_range import LossRange, loss_range
+from analysis.diagnosis.loss_range import LossRange, loss_range, needed_for
 from analysis.diagnosis.shape_of_curve import end_of, num_turns, residual, smooth, trailing
 from analysis.formats import format_apart
 from simsiam.record.catalogue import ONE_LINE_BELOW, collapse_threshold
@@ -47,8 +47,8 @@ SLOW_HALF_AFTER = 0.25
 STILL_FALLING = 0.1
 # Theory: log2(1 + 1) / 2 bits (Shannon), of a direction in which classes vary as much as the images of one class do.
 BITS_PER_DIRECTION = 0.5
-# Convention, where accuracy is at its best all the same: of ten classes, runs with 4.5 directions and fewer were labelled
-# a collapse, runs with 6.0 and more were not (docs/diagnosis.md).
+# Convention, where accuracy is at its best all the same: of ten classes, runs with 4.5 directions and fewer were
+# labelled a collapse, runs with 6.0 and more were not (docs/diagnosis.md).
 BITS_WITH_ACCURACY = 0.6
 # Theory: half as many directions is one bit less of entropy in the spectrum.
 SHARE_OF_HIGHEST_RANK = 0.5
@@ -226,6 +226,10 @@ class _Signs:
         unit = self.run.get("unit_of_time")
         return unit if isinstance(unit, str) else "epoch"
 
+    def end(self, curve: Curve) -> float:
+        """The value at the end: that of the last file of embeddings, the mean of the last steps of a training."""
+        return float(curve[-1, 2]) if self.of_embeddings else end_of(curve[:, 2])
+
     @property
     def ended(self) -> bool:
         return bool(self.run.get("state") == "done")
@@ -262,9 +266,9 @@ def _findings(signs: _Signs) -> Iterator[Finding]:
     elif signs.scale is None and ":" in name:
         yield Finding("too early to say", (_how_far(signs),))
     elif signs.scale is None:
-        yield Finding(
-            "cannot tell", ("Its settings are not known, so that its loss has no scale.", *_std_sentences(signs))
-        )
+        lacking = [path for path in needed_for(name) if path not in signs.run]
+        text = f"{' and '.join(lacking)} {'is' if len(lacking) == 1 else 'are'}" if lacking else "Its settings are"
+        yield Finding("cannot tell", (f"{text} not known, so that its loss has no scale.", *_std_sentences(signs)))
     elif (
         not signs.ended
         and signs.scale.level_tells
@@ -290,7 +294,7 @@ def _without_loss(signs: _Signs) -> Iterator[Finding]:
 
 def _is_spread(signs: _Signs) -> bool:
     """Whether anything that is logged excludes a collapse: a loss near its optimum does not."""
-    std_kept = len(signs.std) > 0 and end_of(signs.std[:, 2]) >= SHARE_OF_HIGHEST_STD * signs.std[:, 2].max()
+    std_kept = len(signs.std) > 0 and signs.end(signs.std) >= SHARE_OF_HIGHEST_STD * signs.std[:, 2].max()
     return bool(std_kept or len(signs.rank) or _has_learnt(signs))
 
 
@@ -307,7 +311,7 @@ def _at_its_best(signs: _Signs) -> bool:
 
 def _why_not_spread(signs: _Signs) -> Iterator[str]:
     if len(signs.std):
-        high, low = signs.std[:, 2].max(), end_of(signs.std[:, 2])
+        high, low = signs.std[:, 2].max(), signs.end(signs.std)
         yield f"The std fell to {100 * low / high:.0f} % of its highest, and nothing else excludes a collapse."
         yield from _std_sentences(signs)
     else:
@@ -350,13 +354,13 @@ def _complete_collapse(signs: _Signs) -> Iterator[Finding]:
     """
     start = trailing(signs.std[:, 2] < threshold_of(signs.run))
     line = trailing(signs.rank[:, 2] < ONE_LINE_BELOW)
-    is_point = len(signs.centre) and end_of(signs.centre[:, 2]) >= POINT_FROM
+    is_point = len(signs.centre) and signs.end(signs.centre) >= POINT_FROM
     if len(signs.std) - start < signs.enough and is_point and len(signs.rank) - line >= min(2, signs.enough):
         evidence = [*_rank_sentences(signs), *_centre_sentences(signs), *_std_sentences(signs)]
         yield Finding("complete collapse", tuple(evidence), *signs.rank[line, :2])
     if len(signs.std) - start >= signs.enough:
         evidence = [*_std_sentences(signs), *_centre_sentences(signs), *_rank_sentences(signs)]
-        if len(signs.centre) and end_of(signs.centre[:, 2]) < POINT_FROM:
+        if len(signs.centre) and signs.end(signs.centre) < POINT_FROM:
             yield Finding("dimensional collapse", tuple(evidence), *signs.std[start, :2])
             return
         if told := _too_far_for_a_point(signs):
@@ -386,7 +390,7 @@ def _cosines(signs: _Signs) -> tuple[float, float] | None:
     if len(signs.centre) or not len(signs.std) or signs.scale is None or signs.scale.name != "cosine":
         return None
     cosine = -end_of(signs.loss[:, 2]) if len(signs.loss) else math.nan
-    of_constant = math.sqrt(max(1 - end_of(signs.std[:, 2]) ** 2, 0.0))
+    of_constant = math.sqrt(max(1 - signs.end(signs.std) ** 2, 0.0))
     return (cosine, of_constant) if cosine >= COSINE_ALIKE else None
 
 
@@ -406,7 +410,7 @@ def _no_better_than_a_point(signs: _Signs) -> str:
     cosines = _cosines(signs)
     if cosines is None or len(signs.std) < NUM_IN_A_ROW or len(signs.rank):
         return ""
-    if end_of(signs.std[:, 2]) ** 2 >= 1 - POINT_FROM or cosines[0] >= cosines[1] + SMALLEST_SWING:
+    if signs.end(signs.std) ** 2 >= 1 - POINT_FROM or cosines[0] >= cosines[1] + SMALLEST_SWING:
         return ""
     return (
         f"A constant p would have a cosine of {cosines[1]:.2f} with such a z, and p has {cosines[0]:.2f}: hardly more,"
@@ -428,7 +432,7 @@ def threshold_of(run: Mapping[Any, Any]) -> float:
 def _dimensional_collapse(signs: _Signs) -> Iterator[Finding]:
     """The std is healthy, but z has too few directions for the classes, or has lost many and accuracy with them."""
     trained = signs.rank[signs.rank[:, 0] > 0]
-    enough = min(2, max(len(trained), 1))  # evaluations in a row, to the last
+    enough = 1 if signs.of_embeddings else min(2, max(len(trained), 1))  # evaluations in a row, to the last
     limit, meaning = rank_limit(signs)
     start = trailing(trained[:, 2] < limit)
     if len(trained) - start >= enough:
@@ -439,8 +443,8 @@ def _dimensional_collapse(signs: _Signs) -> Iterator[Finding]:
     yield from _lost_std(signs)
     if not len(trained):
         return
-    start = trailing(trained[:, 2] < SHARE_OF_HIGHEST_RANK * signs.rank[:, 2].max())
-    then, now = _accuracy_since_highest_rank(signs)
+    (_, _, rank), then, now = _before_the_loss(signs)
+    start = trailing(trained[:, 2] < SHARE_OF_HIGHEST_RANK * rank)
     if len(trained) - start >= enough and then - now >= ACCURACY_FALL:  # False where no accuracy is logged: NaN
         evidence = (*_rank_sentences(signs), "So directions were lost, and accuracy with them.", *_std_sentences(signs))
         yield Finding("dimensional collapse", evidence, *trained[start, :2])
@@ -448,24 +452,32 @@ def _dimensional_collapse(signs: _Signs) -> Iterator[Finding]:
 
 def _lost_std(signs: _Signs) -> Iterator[Finding]:
     """Where no rank is logged: the std is above its limit, but below half of its highest, and accuracy was lost."""
-    if len(signs.rank) or not len(signs.std) or not len(signs.knn) or end_of(signs.std[:, 2]) < threshold_of(signs.run):
+    if len(signs.rank) or not len(signs.std) or not len(signs.knn) or signs.end(signs.std) < threshold_of(signs.run):
         return
     highest = int(np.argmax(signs.std[:, 2]))
     start = trailing(smooth(signs.std[:, 2]) < SHARE_OF_HIGHEST_STD * signs.std[highest, 2])
     then = float(np.interp(signs.std[highest, 0], signs.knn[:, 0], signs.knn[:, 2]))
     now = float(signs.knn[-1, 2])
     if len(signs.std) - start >= NUM_IN_A_ROW and then - now >= ACCURACY_FALL:
-        share = end_of(signs.std[:, 2]) / signs.std[highest, 2]
+        share = signs.end(signs.std) / signs.std[highest, 2]
         text = f"The std fell to {100 * share:.0f} % of its highest, kNN accuracy by {then - now:.1f} points since."
         yield Finding("dimensional collapse", (text, *_std_sentences(signs)), *signs.std[start, :2])
 
 
-def _accuracy_since_highest_rank(signs: _Signs) -> tuple[float, float]:
-    """kNN accuracy where the effective rank was highest, and at the end; NaN where none is logged."""
+def _before_the_loss(signs: _Signs) -> tuple[NDArray[np.float64], float, float]:
+    """The evaluation since which the rank has more than halved, kNN accuracy then, and at the end.
+
+    Of several, the one with the best accuracy; where the rank has not halved, that with the highest rank. Accuracies
+    are NaN where none is logged.
+    """
+    highest = signs.rank[np.argmax(signs.rank[:, 2])]
     if not len(signs.knn):
-        return math.nan, math.nan
-    step = signs.rank[np.argmax(signs.rank[:, 2]), 0]
-    return float(np.interp(step, signs.knn[:, 0], signs.knn[:, 2])), float(signs.knn[-1, 2])
+        return highest, math.nan, math.nan
+    before = signs.rank[signs.rank[-1, 2] < SHARE_OF_HIGHEST_RANK * signs.rank[:, 2]]
+    before = before if len(before) else highest[None]
+    accuracy = np.interp(before[:, 0], signs.knn[:, 0], signs.knn[:, 2])
+    best = int(np.argmax(accuracy))
+    return before[best], float(accuracy[best]), float(signs.knn[-1, 2])
 
 
 def rank_limit(signs: _Signs) -> tuple[float, str]:
@@ -548,7 +560,7 @@ def _std_sentences(signs: _Signs) -> list[str]:
     if not len(signs.std):
         return []
     threshold = threshold_of(signs.run)
-    end = end_of(signs.std[:, 2])
+    end = signs.end(signs.std)
     side = "below" if end < threshold else "above"
     value, limit = format_apart(end, threshold, 2)
     unit = "of its highest" if signs.std_of_highest else "/ sqrt(d)"
@@ -562,8 +574,8 @@ def _centre_sentences(signs: _Signs) -> list[str]:
     """Whether a low std comes from z being one point, or from few channels in which it varies."""
     if not len(signs.centre):
         return []
-    end = end_of(signs.centre[:, 2])
-    low = len(signs.std) > 0 and end_of(signs.std[:, 2]) < threshold_of(signs.run)
+    end = signs.end(signs.centre)
+    low = len(signs.std) > 0 and signs.end(signs.std) < threshold_of(signs.run)
     meaning = "z is no point, but varies in a few channels only" if low else "z is no point"
     meaning = "z is near one point" if end >= POINT_FROM else meaning
     return [f"The centre |E z/|z||^2 is {end:.2f}: {meaning} (1 is a point)."]
@@ -573,7 +585,7 @@ def _view_sentences(signs: _Signs, scale: LossRange) -> list[str]:
     """Where the loss compares p with z: whether z itself agrees between views."""
     if not len(signs.positive) or scale.name != "cosine":
         return []
-    end = end_of(signs.positive[:, 2])
+    end = signs.end(signs.positive)
     meaning = "the encoder makes views alike, p does not follow" if end >= COSINE_ALIKE else "views are not alike"
     return [f"The z of two views of an image have a cosine of {end:.2f} at the end: {meaning}."]
 
@@ -588,14 +600,15 @@ def _rank_sentences(signs: _Signs) -> list[str]:
     start = f"{first[2]:.1f} {'before training' if first[0] == 0 else 'when first measured'}"
     most = f" and at most {highest[2]:.1f} ({signs.unit} {highest[1]:.3g})" if highest[0] != first[0] else ""
     found = [f"z uses about {last:.0f} of its {of} directions (effective rank {exact})."]
-    if len(signs.rank) > 1 or not signs.of_embeddings:
-        found.append(f"The rank was {start}{most}.")
     limit = rank_limit(signs)[0]
     if limit <= last < BITS_WITH_ACCURACY / BITS_PER_DIRECTION * limit and _at_its_best(signs):
         found.append(f"{_limit_at(signs, BITS_PER_DIRECTION)[1]}; but kNN accuracy rose, and is at its best.")
-    then, now = _accuracy_since_highest_rank(signs)
-    if last < SHARE_OF_HIGHEST_RANK * highest[2] and math.isfinite(then):
-        found.append(f"It has more than halved since, while kNN accuracy went from {then:.1f} to {now:.1f} %.")
+    if len(signs.rank) > 1 or not signs.of_embeddings:
+        found.append(f"The rank was {start}{most}.")
+    (_, since, rank), then, now = _before_the_loss(signs)
+    if last < SHARE_OF_HIGHEST_RANK * rank and math.isfinite(then):
+        when = f"{signs.unit} {since:.3g}"
+        found.append(f"It has more than halved since {when}, while kNN accuracy went from {then:.1f} to {now:.1f} %.")
     return found
 
 
@@ -643,7 +656,7 @@ def _context(signs: _Signs) -> Iterator[str]:
     elif last <= untrained:
         yield "That is not above the untrained network: nothing that kNN sees was learnt."
         if len(signs.positive) and len(signs.centre):
-            alike, all_alike = end_of(signs.positive[:, 2]), end_of(signs.centre[:, 2])
+            alike, all_alike = signs.end(signs.positive), signs.end(signs.centre)
             if alike - all_alike >= COSINE_ALIKE:  # the centre is the mean cosine of any two images
                 yield (
                     f"Yet z tells images apart (cosine of two views {alike:.2f}, of any two images {all_alike:.2f}): by"

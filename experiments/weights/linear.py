@@ -27,6 +27,7 @@ from simsiam.errors import DataError, SettingsError
 from simsiam.evaluation.linear import NonFiniteError, Protocol, evaluate_linear
 from simsiam.machine import idle_cores
 from simsiam.settings.fields import Settings
+from simsiam.settings.own_code import look_in
 
 OnEpoch = Callable[[int, float], None]
 
@@ -88,6 +89,7 @@ def _evaluate(
     # Torch heeds OMP_NUM_THREADS and what cores it is bound to, but neither other ranks nor who else uses the cores:
     # beside others one thread is quicker than two that wait for each other.
     torch.set_num_threads(min(torch.get_num_threads(), max(1, round(idle_cores()) // rendezvous.world_size)))
+    look_in(task.run.path.absolute().parent)  # in a process of its own this rank knows of no sources yet
     dataset = load(task.settings.data, task.data)
     model = load_model(task.run.path, task.settings, dataset.num_channels, len(dataset.train)).to(device)
     with join(rendezvous, device, while_waiting=while_waiting) as group:

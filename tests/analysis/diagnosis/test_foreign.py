@@ -624,6 +624,28 @@ def test_any_table_of_numbers_gets_a_verdict_or_one_line() -> None:
     assert judged > 100
 
 
+def test_the_last_of_a_series_of_embeddings_decides(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    for epoch, directions in ((1, 64), (5, 40), (10, 2)):
+        z = draws.normal(size=(600, directions)) @ draws.normal(size=(directions, 64))
+        np.save(tmp_path / f"z-epoch{epoch}.npy", z)
+    files = sorted(map(str, tmp_path.glob("*.npy")))
+    (series,) = found(*files, "--series", "--classes", 10)
+    (alone,) = found(tmp_path / "z-epoch10.npy", "--classes", 10)
+    assert series["verdict"] == alone["verdict"] == "dimensional collapse"
+    of_std = [next(text for text in each["evidence"] if "std of z/|z| is" in text) for each in (series, alone)]
+    assert of_std[0] == of_std[1]
+
+
+def test_what_the_scale_of_a_loss_lacks_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("step,loss,z_std\n" + "".join(f"{step},{7 - step / 100},0.08\n" for step in range(0, 100, 5)))
+    text = " ".join(found(log, "--loss", "info-nce", "--dim", 128, "--batch", 64)[0]["evidence"])
+    assert "target.queue_size and loss.temperature are not known" in text
+    text = " ".join(found(log, "--loss", "info-nce", "--batch", 64, "--set", "target.queue_size=4096")[0]["evidence"])
+    assert "loss.temperature is not known" in text
+
+
 def test_the_help_names_every_kind_and_ending() -> None:
     text = call("--help").output
     assert all(kind in text for kind in KINDS)
