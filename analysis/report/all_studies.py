@@ -213,7 +213,7 @@ def _section(report: ReportFiles, shared: Sequence[str], whole: Family | None) -
     for metric in dict.fromkeys((accuracy_of(report.runs), "knn_top1")):
         references = [f"{name} {percent_range(*ends)}" for name, ends, _ in reference_values(report.runs, metric)]
         what = METRICS[metric].name_in_table
-        lines += [f"{what[0].upper()}{what[1:]} without learning: {', '.join(references)}.", ""] if references else []
+        lines += [f"Without learning, {what}: {', '.join(references)}.", ""] if references else []
     first_sentences = (warning.partition(". ")[0].rstrip(".") + "." for warning in report.warnings)
     lines += [f"{escape_markdown(sentence)}\n" for sentence in first_sentences]
     lines += [f"{escape_markdown(note)}\n" for note in report.table.notes if note not in shared]
