@@ -69,7 +69,11 @@ def diagnose(
     ] = None,
     loss: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--loss", help="Of a log: cosine, nt-xent, ... as loss.name, or byol for 2 - 2 cosine."),
+        typer.Option(
+            "--loss",
+            help="Of a log: cosine, nt-xent, ... as loss.name, or byol for 2 - 2 cosine.",
+            autocompletion=completion.losses,
+        ),
     ] = None,
     chance: Annotated[
         Optional[float],  # noqa: UP045
@@ -246,7 +250,11 @@ def predictors(
     seeds: Seeds = None,
     accuracy: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--accuracy", help="linear_top1 or knn_top1. Default: the first of these that is logged."),
+        typer.Option(
+            "--accuracy",
+            help="linear_top1 or knn_top1. Default: the first of these that is logged.",
+            autocompletion=completion.one_of("linear_top1", "knn_top1"),
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -63,6 +63,14 @@ def _names(annotation: Any) -> list[str]:
     return [name for part in get_args(annotation) for name in _names(part)]
 
 
+def loss_names() -> list[str]:
+    """What --loss may be."""
+    from analysis.diagnosis.foreign import BYOL
+    from simsiam.settings.fields import LossSettings
+
+    return [*_names(LossSettings.model_fields["name"].annotation), BYOL]
+
+
 def given_by(words: Words) -> Given:
     """The settings that the options stand for. Raises SettingsError."""
     from pydantic import ValidationError
@@ -70,10 +78,9 @@ def given_by(words: Words) -> Given:
     from analysis.diagnosis.foreign import BYOL, Given
     from experiments.studies.layers import layer_from_command_line
     from simsiam.record.catalogue import OUTPUT_BN
-    from simsiam.settings.fields import LossSettings, Settings
+    from simsiam.settings.fields import Settings
 
-    losses = [*_names(LossSettings.model_fields["name"].annotation), BYOL]
-    for value, allowed, option in ((words.loss, losses, "loss"), (words.output_bn, list(OUTPUT_BN), "output-bn")):
+    for value, allowed, option in ((words.loss, loss_names(), "loss"), (words.output_bn, list(OUTPUT_BN), "output-bn")):
         if value is not None and value not in allowed:
             from simsiam.errors import nearest
 

@@ -188,7 +188,14 @@ def import_(
 def export(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     out: Annotated[Path, typer.Argument(metavar="FILE", help="What to write; must not exist yet.")],
-    form: Annotated[str, typer.Option("--format", help="torchvision or detectron2.")] = "torchvision",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="torchvision or detectron2.",
+            autocompletion=completion.one_of("torchvision", "detectron2"),
+        ),
+    ] = "torchvision",
 ) -> None:
     """Write a run's backbone as torchvision's ResNet state dict, or in detectron2's naming, for transfer (Table 5).
 

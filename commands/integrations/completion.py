@@ -88,6 +88,13 @@ def settings(incomplete: str) -> Iterator[tuple[str, str]]:
     )
 
 
+def losses(incomplete: str) -> Iterator[str]:
+    """The losses by name, and BYOL's form of the cosine."""
+    from commands.foreign import loss_names
+
+    return (name for name in loss_names() if name.startswith(incomplete))
+
+
 def variants(ctx: typer.Context, incomplete: str) -> Iterator[str]:
     """The variants of the study that stands before."""
     from experiments.studies.study import load_study

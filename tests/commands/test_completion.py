@@ -87,6 +87,9 @@ def test_names_that_an_option_may_be(home: Path) -> None:
         (("evaluate", "all", "--protocol", ""), PROTOCOLS),
         (("diagnose", "log.csv", "--kind", ""), KINDS_OF_LOGS),
         (("diagnose", "log.csv", "--output-bn", ""), OUTPUT_BN),
+        (("diagnose", "log.csv", "--loss", "c"), ("cosine", "cross-entropy")),
+        (("predictors", "all", "--accuracy", "k"), ("knn_top1",)),
+        (("export", "run", "file", "--format", "d"), ("detectron2",)),
     ):
         assert set(bash(home, *words)) == set(names), words
 
