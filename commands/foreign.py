@@ -297,7 +297,7 @@ def lines_of_causes(diagnosis: Diagnosis) -> list[str]:
     headings = {
         "Usual causes that its settings show:": diagnosis.causes,
         "Possible causes, of which its settings do not tell:": () if diagnosis.causes else diagnosis.unknown_causes,
-        "Usual causes that are not in its settings:": () if diagnosis.causes else diagnosis.other_causes,
+        "Usual causes that its settings or its loss exclude:": () if diagnosis.causes else diagnosis.other_causes,
     }
     lines = []
     for heading, causes in headings.items():
