@@ -104,8 +104,8 @@ def _from_best(variants: Sequence[Summary]) -> list[Summary]:
 _TALLY = {  # of one claim, and of several
     "supported": ("is supported", "are supported"),
     "contradicted": ("is contradicted", "are contradicted"),
-    "agrees": ("holds so far", "hold so far"),
-    "disagrees": ("does not hold so far", "do not hold so far"),
+    "agrees": ("is open, and agrees so far", "are open, and agree so far"),
+    "disagrees": ("is open, and disagrees so far", "are open, and disagree so far"),
     "unclear": ("is open", "are open"),
     "not run": ("waits for runs", "wait for runs"),
 }
