@@ -102,6 +102,7 @@ def plot_linear(
 
 
 _MARKERS = "os^D"
+VALUE_HEIGHT = 0.075  # of the panel, that a written value takes
 
 
 def _draw_numbers(ax: Axes, columns: Mapping[str, Mapping[str, list[float]]], groups: list[Group]) -> None:
@@ -113,7 +114,7 @@ def _draw_numbers(ax: Axes, columns: Mapping[str, Mapping[str, list[float]]], gr
     for x, found in enumerate(columns.values()):
         known = [(i, group, found[group.label]) for i, group in enumerate(groups) if group.label in found]
         means = [float(np.mean(values)) for _, _, values in known]
-        heights = spread([(mean - bottom) / (top - bottom) for mean in means], gap=0.075)
+        heights = spread([(mean - bottom) / (top - bottom) for mean in means], gap=VALUE_HEIGHT)
         for (i, group, values), mean, height in zip(known, means, heights, strict=True):
             look: dict[str, Any] = {"color": group.colour, "marker": _MARKERS[i % 4], "linestyle": "none"}
             if not group.seeds_alone:
@@ -122,6 +123,8 @@ def _draw_numbers(ax: Axes, columns: Mapping[str, Mapping[str, list[float]]], gr
             ax.plot([x], [mean], markersize=4.5, **look)
             if len(values) > 1:
                 ax.plot([x, x], [min(values), max(values)], color=group.colour, linewidth=0.8)
+            if len(known) * VALUE_HEIGHT > 1:  # they would run off the panel; the table has them
+                continue
             ax.annotate(
                 f"{mean:.1f}", (x, mean), xytext=(x + 0.1, bottom + height * (top - bottom)), textcoords="data",
                 va="center", fontsize=7,

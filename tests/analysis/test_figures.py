@@ -334,6 +334,10 @@ def test_a_dozen_long_names_stay_on_the_page(geometry: Path, width: float) -> No
                 curves.append(points[points["run"] == of_one["run"].iloc[0]].assign(run=name))
     runs, curve = pd.concat(many, ignore_index=True), pd.concat(curves, ignore_index=True)
     of_methods = runs.drop(columns="variant")
+    (all_values, no_values) = (plot_linear(curve, runs[:count], width=width) for count in (12, 24))
+    assert len(all_values.axes[1].texts) == 12
+    assert not no_values.axes[1].texts
+    legend_inside(no_values)
     for figure in (
         plot_sweep(of_methods, "target.momentum", width=width),
         plot_training(curve, runs[:12], width=width),
