@@ -31,7 +31,7 @@ StudyName = Annotated[
         autocompletion=completion.studies,
     ),
 ]
-READERS = ("report", "verify", "diagnose", "compare")  # take an archive in place of a folder of runs
+READERS = ("report", "verify", "diagnose", "compare", "predictors")  # take an archive in place of a folder of runs
 archives = dict[Path, Path]()  # by the folder with what it holds, which is there as long as the command runs
 
 

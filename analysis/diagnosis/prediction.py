@@ -69,9 +69,13 @@ def predictions(
 
 
 def tells_from(found: pd.DataFrame) -> pd.DataFrame:
-    """The rows at the end of the runs, with ``from``: the share from which on the interval is on one side of 0."""
+    """The rows at the end of the runs, with ``from``: the share from which on the interval is on one side of 0.
+
+    In the order of the groups, and in each the strongest correlation first.
+    """
     rows = []
-    for _, of_one in found.sort_values("share").groupby(["group", "diagnostic"], sort=False):
+    for _, of_one in found.groupby(["group", "diagnostic"], sort=False):
+        of_one = of_one.sort_values("share")
         last = of_one.iloc[-1]
         sign = np.sign(last["correlation"])
         start = math.nan
@@ -80,6 +84,8 @@ def tells_from(found: pd.DataFrame) -> pd.DataFrame:
                 break
             start = float(row["share"])
         rows.append({**last.to_dict(), "from": start})
+    places = {group: place for place, group in enumerate(dict.fromkeys(found["group"]))}
+    rows.sort(key=lambda row: (places[row["group"]], -abs(np.nan_to_num(row["correlation"]))))
     made: pd.DataFrame = pd.DataFrame(rows)
     return made
 

@@ -46,7 +46,11 @@ def test_what_predicts_is_told_from_noise_and_from_when_on() -> None:
     points, runs = runs_with(20, tells_after=0.5)
     found = predictions({"study": runs["run"].tolist()}, points, runs)
     assert set(found["num"]) == {20}  # configurations, not runs
-    ends = tells_from(found).set_index("diagnostic")
+    in_order = tells_from(found)
+    assert in_order["group"].is_monotonic_increasing, "those of a group stand together"
+    for _, of_group in in_order.groupby("group"):
+        assert of_group["correlation"].abs().fillna(0).is_monotonic_decreasing
+    ends = in_order.set_index("diagnostic")
     assert ends.loc["effective_rank", "correlation"] == pytest.approx(1)
     assert ends.loc["effective_rank", "from"] == 0.5
     assert ends.loc[DISTANCE, "correlation"] == pytest.approx(-1)
