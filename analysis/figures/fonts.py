@@ -7,6 +7,7 @@ does not have (Chinese, Korean, emoji ...) is taken from a font of the machine t
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -25,7 +26,10 @@ def text_width(text: str, size: float) -> float:
 
 
 def wrap(text: str, width: float, size: float) -> list[str]:
-    """Lines of at most ``width`` inches at a size in points, broken at spaces, and within a word that is wider."""
+    """Lines of at most ``width`` inches at a size in points, broken at spaces.
+
+    A word that is wider is broken as a path is (``loss.|arguments.|power=|0.5``), and a part that is wider anywhere.
+    """
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".lstrip()
@@ -34,10 +38,11 @@ def wrap(text: str, width: float, size: float) -> list[str]:
             continue
         if lines[-1]:
             lines.append("")
-        for character in word:
-            if lines[-1] and text_width(lines[-1] + character, size) > width:
-                lines.append("")
-            lines[-1] += character
+        for part in re.split(r"(?<=[=_/:])|(?<=\.)(?=[A-Za-z])", word):
+            for piece in [part] if text_width(part, size) <= width else part:
+                if lines[-1] and text_width(lines[-1] + piece, size) > width:
+                    lines.append("")
+                lines[-1] += piece
     return [line for line in lines if line]
 
 

@@ -495,6 +495,8 @@ def test_lines_are_broken_by_what_they_measure() -> None:
             widths = [figure.text(0, 0, line, fontsize=8).get_window_extent().width / figure.dpi for line in lines]
             assert max(widths) <= 1.02
             assert min(widths[:-1]) > 0.4, "as many words as fit"
+        path = "soft, loss.arguments.power=0.5, optimizer.lr=0.01"
+        assert wrap(path, 1.0, 8) == ["soft,", "loss.arguments.", "power=0.5,", "optimizer.lr=0.01"]
 
 
 # --- in a report -------------------------------------------------------------------------------------------------
