@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,7 @@ class LossRange:
     chance_text: str  # how the two follow from the settings
     optimum_text: str
     batch_size: int
-    of_classes: float | None = (
-        None  # what a network gives that tells classes apart and nothing else; for losses by others
-    )
+    of_classes: float | None = None  # of a network that knows the classes alone; for losses that have others
 
     @property
     def converged_from(self) -> float:
@@ -81,18 +79,18 @@ def loss_range(settings: Mapping[str, Any], first_loss: float) -> LossRange | No
     return LossRange(name, chance, optimum, chance_text, optimum_text, batch_size, of_classes)
 
 
-_CHANCE_OF_OTHERS = {
-    "nt-xent": "log(2N - 1), of keys that are all alike",
-    "info-nce": "log(1 + K), of keys that are all alike",
-    "swapped-prediction": "log of the number of prototypes",
+# Of the losses that tell an image from others: the setting that says how many, their number by it, the loss at chance.
+_OTHERS: dict[str, tuple[str, Callable[[int], int], str]] = {
+    "nt-xent": ("batch_size", lambda n: 2 * n - 2, "log(2N - 1), of keys that are all alike"),
+    "info-nce": ("target.queue_size", lambda k: k, "log(1 + K), of keys that are all alike"),
+    "swapped-prediction": ("target.num_prototypes", lambda k: k - 1, "log of the number of prototypes"),
 }
 
 
 def needed_for(name: str) -> tuple[str, ...]:
     """The settings that the scale of a loss follows from, by dotted path."""
-    others = {"nt-xent": (), "info-nce": ("target.queue_size",), "swapped-prediction": ("target.num_prototypes",)}
-    if name in others:
-        return ("batch_size", *others[name], "loss.temperature")
+    if name in _OTHERS:
+        return (*dict.fromkeys(("batch_size", _OTHERS[name][0])), "loss.temperature")
     return ("batch_size", "projector.output_dim") if name == "cross-entropy" else ()
 
 
@@ -104,12 +102,8 @@ def _share_of_class(settings: Mapping[str, Any]) -> float:
 
 def _num_others(settings: Mapping[str, Any]) -> int | None:
     """How many others a loss tells an image from; None of a loss that has none."""
-    name = settings.get("loss.name")
-    if name == "nt-xent":
-        return 2 * int(settings["batch_size"]) - 2
-    if name == "info-nce":
-        return int(settings["target.queue_size"])
-    return int(settings["target.num_prototypes"]) - 1 if name == "swapped-prediction" else None
+    found = _OTHERS.get(str(settings.get("loss.name")))
+    return None if found is None else found[1](int(settings[found[0]]))
 
 
 def _ends(settings: Mapping[str, Any], first_loss: float) -> tuple[float, str, float, str] | None:
@@ -130,7 +124,7 @@ def _ends(settings: Mapping[str, Any], first_loss: float) -> tuple[float, str, f
         return chance, text, optimum, "the optimum"
     if num_others < 1:
         return None
-    text = _CHANCE_OF_OTHERS[str(name)]
+    text = _OTHERS[str(name)][2]
     # The positive at cosine 1 and all others at right angles to it: as good as many directions allow.
     temperature = float(settings["loss.temperature"])
     best = math.log1p(num_others * math.exp(-1 / temperature))

@@ -107,7 +107,4 @@ def variants(ctx: typer.Context, incomplete: str) -> Iterator[str]:
     return (name for name in names if name.startswith(incomplete))
 
 
-def data_sets(incomplete: str) -> Iterator[str]:
-    """The data sets that can be prepared."""
-    names = ("fashion-mnist", "cifar10", "cifar100", "stl10", "svhn", "folder")
-    return (name for name in names if name.startswith(incomplete))
+data_sets = one_of("fashion-mnist", "cifar10", "cifar100", "stl10", "svhn", "folder")  # that can be prepared

@@ -96,7 +96,7 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *words: str, wher
         (["--seeds", "0"], ["seeds", "'0'", "from 1 to 1000", "range"]),
         (["--seeds", "5-3"], ["seeds", "'5-3'"]),
         (["--seeds", "many"], ["seeds", "'many'"]),
-        (["-j", "0"], ["Invalid value for '-j' / '--jobs'", "1"]),
+        (["-j", "0"], ["--jobs", "greater than or equal to 1"]),
         (["--device", "tpu"], ["device", "'tpu'", "cuda"]),
         (["--scale", "cup"], ["scale", "'cup'", "did you mean 'cpu'"]),
         (["--no-such-option"], ["--no-such-option"]),
