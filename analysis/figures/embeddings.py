@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from analysis.figures import style
+from analysis.figures.layout import fit_legend
 from analysis.figures.spectrum import LOWEST
 from simsiam.record.catalogue import spectrum_ranks
 
@@ -35,13 +36,13 @@ def plot_embeddings(spectra: Mapping[str, tuple[int, Sequence[float]]], *, width
         ax = figure.add_subplot()
         ax.set_xscale("log")
         ax.set_yscale("log")
-        colours = matplotlib.colormaps["viridis"].resampled(max(len(shown), 2))
+        colours = style.late_is_dark()
         widest = max((dim for dim, _ in shown.values()), default=2)
         below = below_axis(shown)
         for place, (name, (dim, values)) in enumerate(shown.items()):
             label = Path(name).name.replace("$", r"\$") if place < MOST_NAMES else None
             drawn = [value if value > LOWEST else math.nan for value in values]  # what rounding makes of 0
-            style_of: dict[str, Any] = {"color": colours(place), "linewidth": 1.3, "label": label}
+            style_of: dict[str, Any] = {"color": colours((place + 1) / len(shown)), "linewidth": 1.3, "label": label}
             if name in below:
                 drawn = [LOWEST] * len(values)
                 style_of |= {"linewidth": 2.2, "linestyle": (0, (2, 1)), "clip_on": False}
@@ -53,5 +54,7 @@ def plot_embeddings(spectra: Mapping[str, tuple[int, Sequence[float]]], *, width
         ax.set_xlabel("rank")
         ax.set_ylabel("singular value of z/|z|")
         if shown:
-            figure.legend(loc="outside upper center", ncols=2, frameon=False)
+            lines, names = ax.get_legend_handles_labels()
+            legend = fit_legend(names, width)
+            figure.legend(lines, legend.labels, loc="outside upper center", ncols=legend.columns, frameon=False)
         return figure

@@ -74,8 +74,13 @@ def methods_of(variants: Sequence[str]) -> list[str]:
 
 
 def looks_of(variants: Sequence[str]) -> dict[str, tuple[str, Any]]:
-    """Colour and dashes of each variant: those of its method, of which several variants have shades."""
+    """Colour and dashes of each variant: those of its method, of which several variants have shades.
+
+    Where a method has more variants than shades can be told apart, each has a colour and dashes of its own.
+    """
     methods = methods_of(variants)
+    if max(map(methods.count, methods), default=0) > style.MOST_SHADES:
+        methods = list(variants)
     of_method = dict(zip(dict.fromkeys(methods), style.line_styles(), strict=False))
     looks = {}
     for variant, method in zip(variants, methods, strict=True):

@@ -20,26 +20,34 @@ from analysis.figures import style
 from analysis.figures.fonts import text_width, use_fonts_for, wrap
 from simsiam.record.catalogue import REFERENCES
 
-PANEL_WIDTH = 1.55  # inches, about
+PANEL_WIDTH, NARROWEST = 1.55, 0.8  # inches: of a panel, about, and where a page would not hold them all
 
 
-def make_panels(titles: Sequence[str], width: float, *, extra_height: float = 0.0) -> tuple[Figure, list[Axes]]:
+def make_panels(
+    titles: Sequence[str], width: float, *, extra_height: float = 0.0, extra_width: float = 0.0
+) -> tuple[Figure, list[Axes]]:
     """A figure ``width`` inches wide with a square panel under each title, in as many rows as it takes.
 
-    ``extra_height``: inches for a legend. To be called within ``style.RC``.
+    Panels are smaller where a page would not hold them all, and so are their titles. ``extra_height`` and
+    ``extra_width``: inches for a legend, and for what stands beside the panels. To be called within ``style.RC``.
     """
-    num_columns = min(len(titles), max(2, int(width / PANEL_WIDTH)))
-    if len(titles) > num_columns:  # rows of equal length
-        num_columns = math.ceil(len(titles) / math.ceil(len(titles) / num_columns))
-    num_rows = math.ceil(len(titles) / num_columns)
-    panel = min(width / num_columns, 2.4 if width >= style.TWO_COLUMNS else 2.1)
     names = use_fonts_for(titles)
-    wrapped = ["\n".join(wrap(name, 0.9 * panel, style.RC["axes.titlesize"])) or "(no name)" for name in names]
-    lines = max(title.count("\n") + 1 for title in wrapped)
-    figure = Figure(figsize=(width, num_rows * (panel + 0.13 * lines) + extra_height), layout="constrained")
+    least = min(len(names), max(2, int(width / PANEL_WIDTH)))
+    for most in range(least, max(least, min(len(names), int(width / NARROWEST))) + 1):
+        num_rows = math.ceil(len(names) / most)
+        num_columns = math.ceil(len(names) / num_rows)  # rows of equal length
+        panel = min(width / num_columns, 2.4 if width >= style.TWO_COLUMNS else 2.1)
+        size = style.RC["axes.titlesize"] * (1.0 if most == least else 0.75)
+        inner = min(0.9 * panel, (width - extra_width) / num_columns)
+        wrapped = ["\n".join(wrap(name, inner, size)) or "(no name)" for name in names]
+        lines = max(title.count("\n") + 1 for title in wrapped)
+        height = num_rows * (panel + 1.3 * size / 72 * lines) + extra_height
+        if height <= style.PAGE_HEIGHT:
+            break
+    figure = Figure(figsize=(width, height), layout="constrained")
     axes = [figure.add_subplot(num_rows, num_columns, i + 1) for i in range(len(titles))]
     for ax, title in zip(axes, wrapped, strict=True):
-        ax.set_title(title.replace("$", r"\$"), pad=4)
+        ax.set_title(title.replace("$", r"\$"), pad=4, fontsize=size)
     return figure, axes
 
 

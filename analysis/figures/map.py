@@ -22,7 +22,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from analysis.figures import style
@@ -35,6 +35,7 @@ from experiments.studies.figures import Map
 from simsiam.record.catalogue import COLLAPSED_BELOW
 
 MOST_CLASSES = 10  # that have a look of their own; the points of the others are grey
+SMALL = 1.2  # inches: of a panel that holds numbers alone
 MOST_BYTES = 2**26  # of embeddings.npz: 1,000 images of d = 2048 have 4 MB
 MARKERS = "o^sDvPX*<>"
 COLOURS = (*style.COLOURS, "#882255", "#44AA99", "#999933")  # three more, of Tol's palette for the colour-blind
@@ -139,13 +140,17 @@ def draw_map(chosen: Sequence[tuple[str, pd.Series, Embeddings]], width: float) 
     known = sorted({int(label) for _, _, embeddings in chosen for label in np.unique(embeddings.labels)})
     with matplotlib.rc_context(style.RC):
         legend = fit_legend(use_fonts_for(_names(chosen, known[:MOST_CLASSES])), width)
-        figure, axes = make_panels([label for label, *_ in chosen], width, extra_height=0.2 + legend.height)
+        figure, axes = make_panels(
+            [label for label, *_ in chosen], width, extra_height=0.2 + legend.height, extra_width=0.8
+        )
+        ends = float(f"{0.8 * reach:.1g}")
+        is_small = width / axes[0].get_gridspec().ncols < SMALL  # type: ignore[union-attr]
         figure.set_layout_engine("compressed")  # panels of equal aspect leave gaps else
         for place, (ax, (_, _, embeddings), projection) in enumerate(zip(axes, chosen, projections, strict=True)):
-            _draw(ax, projection, embeddings.labels, known)
+            _draw(ax, projection, embeddings.labels, known, is_small)
             ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
-            ax.xaxis.set_major_locator(MaxNLocator(3))
-            ax.yaxis.set_major_locator(MaxNLocator(3))
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_locator(FixedLocator([-ends, ends]) if is_small else MaxNLocator(3))
             left, bottom = is_outer(place, len(axes), axes)
             ax.tick_params(labelleft=left, labelbottom=bottom)
         handles = [
@@ -167,7 +172,7 @@ def _names(chosen: Sequence[tuple[str, pd.Series, Embeddings]], labels: Sequence
     return [names[label] if 0 <= label < len(names) else str(label) for label in labels]
 
 
-def _draw(ax: Axes, projection: Projection, labels: NDArray[np.int64], known: list[int]) -> None:
+def _draw(ax: Axes, projection: Projection, labels: NDArray[np.int64], known: list[int], is_small: bool) -> None:
     others = ~np.isin(labels, known[:MOST_CLASSES])
     if others.any():
         ax.scatter(projection.points[others, 0], projection.points[others, 1], s=3, color="#C0C0C0", linewidths=0)
@@ -175,14 +180,19 @@ def _draw(ax: Axes, projection: Projection, labels: NDArray[np.int64], known: li
         of_class = projection.points[labels == label]
         look: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i]}
         ax.scatter(of_class[:, 0], of_class[:, 1], s=5, linewidths=0, alpha=0.8, **look)
-    known_variance = f"{projection.variance:.2f}" if projection.variance >= 0.005 else "< 0.005"
+    variance = f"{projection.variance:.2f}" if projection.variance >= 0.005 else "< 0.005"
+    # The shares of a point are those of its rounding.
+    shares = ["" if projection.is_collapsed else f"{100 * share:.0f} %" for share in projection.shares]
+    if is_small:
+        variance_size, names = 6, shares
+    else:
+        variance, variance_size = f"variance {variance}", 7
+        names = [f"axis {i}" + (f" ({share})" if share else "") for i, share in enumerate(shares, 1)]
     ax.text(
-        0.98, 0.02, f"variance {known_variance}", transform=ax.transAxes, ha="right", fontsize=7, color=style.REFERENCE,
+        0.98, 0.02, variance, transform=ax.transAxes, ha="right", fontsize=variance_size, color=style.REFERENCE,
     )  # fmt: skip
-    # All that fits under a panel of a column. The shares of a point are those of its rounding.
-    shares = ["" if projection.is_collapsed else f" ({100 * share:.0f} %)" for share in projection.shares]
-    ax.set_xlabel(f"axis 1{shares[0]}")
-    ax.set_ylabel(f"axis 2{shares[1]}")
+    ax.set_xlabel(names[0], fontsize=variance_size + 1)
+    ax.set_ylabel(names[1], fontsize=variance_size + 1)
 
 
 # --- in a report -------------------------------------------------------------------------------------------------
@@ -200,7 +210,8 @@ def drawing(figure: Map, points: pd.DataFrame, runs: pd.DataFrame, paper: Mappin
         f"z/|z| of {' or '.join(f'{count:,}' for count in counts)} held-out images at the last evaluation, on its two "
         "main axes (PCA of each run by itself; percent of the variance on each, unless z has collapsed), by class. "
         "All panels have one scale, so a collapse is a dot. In "
-        "each panel stands the variance of z/|z|, the sum over channels: 0 for a constant, at most 1. The classes "
+        "each panel stands the variance of z/|z|, the sum over channels: 0 for a constant, at most 1 (the number alone "
+        "where panels are small, and of the axes the percent). The classes "
         f"overlap in two dimensions more than in all of them. One run a variant: {seeds}."
     )
     classes, of = max((len(np.unique(one.labels)), one.num_classes) for _, _, one in chosen)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
+from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from numpy.typing import NDArray
@@ -84,18 +84,16 @@ def plot_spectra(runs: pd.DataFrame, hue: str | None = None, *, width: float = s
 def draw_spectra(panels: Sequence[tuple[Group, list[Spectra]]], width: float) -> Figure:
     """:func:`plot_spectra` of what :func:`spectra_by_group` has read."""
     with matplotlib.rc_context(style.RC):
-        figure, axes = make_panels([group.label for group, _ in panels], width)
+        figure, axes = make_panels([group.label for group, _ in panels], width, extra_width=1.1)
         last = max(float(one.epochs[-1]) for _, spectra in panels for one in spectra)
-        colours, scale = _colours(), Normalize(0, last or 1.0)
+        colours, scale = style.late_is_dark(), Normalize(0, last or 1.0)
         drawn = set[float]()
         for place, (ax, (group, spectra)) in enumerate(zip(axes, panels, strict=True)):
             drawn |= _draw(ax, spectra, group.mixed, colours, scale)
             left, bottom = is_outer(place, len(axes), axes)
             ax.tick_params(labelleft=left, labelbottom=bottom)
-            if left:
-                ax.set_ylabel("singular value of z/|z|")
-            if bottom:
-                ax.set_xlabel("rank")
+        figure.supylabel("singular value of z/|z|", fontsize=style.RC["axes.labelsize"])
+        figure.supxlabel("rank", fontsize=style.RC["axes.labelsize"])
         legend = figure.colorbar(ScalarMappable(scale, colours), ax=axes, aspect=30, pad=0.02, fraction=0.05)
         legend.set_label("epoch")
         legend.ax.yaxis.set_major_locator(FixedLocator(_thinned(np.array(sorted(drawn))).tolist()))
@@ -162,11 +160,6 @@ def geometric_mean(rows: Values) -> Values:
     mean = np.exp(np.log(np.maximum(rows, LOWEST)).mean(0))
     drawn: Values = np.where(rows.max(0) < LOWEST, rows.max(0), mean)
     return drawn
-
-
-def _colours() -> Colormap:
-    """Light blue to black: its lightness alone tells early from late, so that it can be read in grey."""
-    return LinearSegmentedColormap.from_list("training", ["#8FC9EE", "#0072B2", "#00263B"])
 
 
 # --- in a report -------------------------------------------------------------------------------------------------

@@ -10,19 +10,21 @@ from typing import Any
 
 import matplotlib
 import seaborn
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from analysis.figures import fonts
 from simsiam.errors import SettingsError
 
 ONE_COLUMN, TWO_COLUMNS = 3.25, 6.75  # widths in inches, of a column and of a page of two
+PAGE_HEIGHT = 9.0  # inches, of what a paper's page holds
 FORMATS = ("pdf", "svg", "png")
 
 # Okabe and Ito's palette, without the yellow that white paper swallows; the order keeps neighbours apart in grey too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 REFERENCE = "#595959"  # lines that are no curves
+MOST_SHADES = 5  # of one colour that can be told apart as lines
 
 RC: dict[Any, Any] = {
     **seaborn.axes_style("ticks"),
@@ -80,6 +82,11 @@ def shade(colour: str, place: int, of: int) -> str:
     white = 0.5 * (of - 1 - place) / max(of - 1, 1)
     red, green, blue = (channel + white * (1 - channel) for channel in to_rgb(colour))
     return colour if white == 0 else to_hex((red, green, blue))
+
+
+def late_is_dark() -> Colormap:
+    """Light blue to black: its lightness alone tells early from late, so that it can be read in grey."""
+    return LinearSegmentedColormap.from_list("training", ["#8FC9EE", "#0072B2", "#00263B"])
 
 
 def place(out: Path, *more: str) -> Path:

@@ -306,6 +306,24 @@ def test_a_map_of_four_panels_and_long_names_is_whole_when_it_is_saved(tmp_path:
     assert legend.y0 >= max(title.y1 for title in titles)
 
 
+@pytest.mark.parametrize("width", [style.ONE_COLUMN, style.TWO_COLUMNS])
+def test_two_dozen_panels_fit_a_page_and_no_title_runs_into_the_next(geometry: Path, width: float) -> None:
+    runs = load(geometry)[1]
+    folder = runs[(runs["variant"] == "with") & (runs["seed"] == 0)]
+    grid = itertools.product(("narrow", "wide"), (0.03, 0.1, 0.3, 1), (8, 16, 32))
+    names = [f"{head}, optimizer.lr={lr}, batch_size={batch}" for head, lr, batch in grid]
+    many = pd.concat([folder.assign(run=name, config=name, variant=name) for name in names], ignore_index=True)
+    for figure in (plot_spectra(many, width=width), plot_map(many, width=width)):
+        assert figure.get_figwidth() == width
+        assert figure.get_figheight() <= style.PAGE_HEIGHT
+        with matplotlib.rc_context(style.RC):
+            assert not overlaps(figure)
+            boxes = [ax.get_tightbbox() for ax in figure.axes]
+        assert all(box.x0 >= -1 and box.x1 <= figure.bbox.x1 + 1 for box in boxes)
+    groups = make_groups(many)
+    assert len({(group.colour, str(group.dashes)) for group in groups}) == len(names)
+
+
 def legend_inside(figure: Figure) -> None:
     """The legend is within the page, and over no panel."""
     with matplotlib.rc_context(style.RC):
