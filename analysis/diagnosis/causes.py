@@ -154,6 +154,8 @@ def causes_of(verdict: str, settings: Mapping[Any, Any]) -> tuple[tuple[Cause, .
             holds, cause = None, replace(cause, why=why)
         elif cause.with_pull_only and loss not in PULL_ONLY:
             holds = False if loss or holds is False else None
+        elif holds is None and loss not in ("", *PULL_ONLY) and ":" not in loss and "predictor" in cause.setting:
+            holds = False  # methods with such a loss have no predictor, unless their settings say so
         found[holds].append(cause)
     return tuple(found[True]), tuple(found[False]), tuple(found[None])
 

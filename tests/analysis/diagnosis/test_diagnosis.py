@@ -441,6 +441,19 @@ def test_a_loss_with_negatives_excludes_what_only_pulling_makes_a_cause() -> Non
     assert not [cause for cause in with_little if "optimum" in cause.why or "gradient is half" in cause.why]
 
 
+def test_a_log_of_a_method_without_a_predictor_is_not_told_about_predictors() -> None:
+    def of_predictors(known: dict[str, Any]) -> set[str]:
+        unknown = {cause.setting for verdict in VERDICTS for cause in causes_of(verdict, known)[2]}
+        return {setting for setting in unknown if setting.startswith("predictor")}
+
+    assert not of_predictors({"loss.name": "info-nce"})
+    assert of_predictors({"loss.name": "cosine"})
+    assert of_predictors({"loss.name": "mine:loss"})
+    assert causes_by_setting("oscillation", loss__name="info-nce", predictor__lr_multiplier=10.0)[0] == [
+        "predictor.lr_multiplier above 1"
+    ]
+
+
 @pytest.mark.parametrize("nothing", [{}, dict.fromkeys(flatten(Settings()), math.nan)], ids=["none", "nan"])
 def test_settings_that_are_not_known_exclude_no_cause(nothing: dict[str, Any]) -> None:
     for verdict in VERDICTS:
