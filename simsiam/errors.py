@@ -26,5 +26,11 @@ def nearest(name: str, names: list[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
+def nearest_or_some(name: str, names: list[str]) -> str:
+    """:func:`nearest`, or where no name is near the first that there are: ``; there are 'a', 'b', 'c', and 4 more``."""
+    some = [f"'{known}'" for known in names[:3]] + ([f"and {len(names) - 3} more"] if len(names) > 3 else [])
+    return nearest(name, names) or f"; there are {', '.join(some)}"
+
+
 class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be used, and why."""

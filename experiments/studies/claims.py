@@ -26,7 +26,7 @@ from pydantic_core import core_schema
 
 from experiments.studies.design import Design
 from experiments.studies.yaml_files import Document, parse_kind, parse_model
-from simsiam.errors import SettingsError, nearest
+from simsiam.errors import SettingsError, nearest, nearest_or_some
 from simsiam.record.catalogue import ACCURACY, CATALOGUE, REFERENCES
 
 SCALES = ("smoke", "fashion", "cpu", "cifar", "imagenet")
@@ -314,7 +314,7 @@ def _know(
     for name in check.variants():
         if name not in variants:
             raise SettingsError(
-                f"{'.'.join(keys)}: the study has no variant {name!r}{nearest(name, list(variants))}"
+                f"{'.'.join(keys)}: the study has no variant {name!r}{nearest_or_some(name, list(variants))}"
                 f"  [{document.at(*keys)}]"
             )
         absent = [scale for scale in scales if scale not in variants[name]]

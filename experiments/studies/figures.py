@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from experiments.studies.layers import Value, check_paths
 from experiments.studies.yaml_files import Document, parse_kind
-from simsiam.errors import SettingsError, nearest
+from simsiam.errors import SettingsError, nearest, nearest_or_some
 from simsiam.record.catalogue import CURVES, FIG_2
 from simsiam.settings.fields import Settings, flatten, is_argument
 
@@ -146,8 +146,8 @@ def _check_sweep(
         )
     if sweep.base is not None and sweep.base not in variants:
         raise SettingsError(
-            f"{'.'.join(keys)}.base: the study has no variant {sweep.base!r}{nearest(sweep.base, list(variants))}"
-            f"  [{document.at(*keys, 'base')}]"
+            f"{'.'.join(keys)}.base: the study has no variant {sweep.base!r}"
+            f"{nearest_or_some(sweep.base, list(variants))}  [{document.at(*keys, 'base')}]"
         )
     if not is_argument(sweep.setting):
         return

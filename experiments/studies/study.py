@@ -38,7 +38,7 @@ from experiments.studies.layers import (
 )
 from experiments.studies.published import published_names
 from experiments.studies.yaml_files import Document, dump, parse_model, parse_value, read
-from simsiam.errors import SettingsError, nearest
+from simsiam.errors import SettingsError, nearest, nearest_or_some
 from simsiam.record.atomic_files import write_atomically
 from simsiam.record.catalogue import TABLE
 from simsiam.settings.fields import Settings, flatten
@@ -329,7 +329,7 @@ def _with_baselines(variants: Sequence[Variant], baseline: str | None, document:
         if against not in names:
             keys = ("variants", variant.name, "against") if variant.against else ("baseline",)
             raise SettingsError(
-                f"{'.'.join(keys)}: the study has no variant {against!r}{nearest(against, names)}"
+                f"{'.'.join(keys)}: the study has no variant {against!r}{nearest_or_some(against, names)}"
                 f"  [{document.at(*keys)}]"
             )
         found.append(replace(variant, against=None if against == variant.name else against))

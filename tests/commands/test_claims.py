@@ -124,6 +124,16 @@ def test_a_claim_on_a_variant_that_is_not_run_at_its_scales_is_refused(tmp_path:
     assert load_study(write_study(tmp_path, allowed, variants)).claims[0].scales == ("imagenet",)
 
 
+def test_a_baseline_of_a_grid_is_answered_by_names_that_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("title: x\nvariants: {weak: {}, strong: {settings: {epochs: 3}}}\ngrid: {batch_size: [8, 16]}\n")
+    names = [variant.name for variant in load_study(str(path)).variants]
+    path.write_text(path.read_text() + "baseline: strong\n")
+    with pytest.raises(SettingsError, match=r"no variant 'strong'") as raised:
+        load_study(str(path))
+    assert any(f"'{name}'" in str(raised.value) for name in names)
+
+
 @pytest.mark.parametrize("line", ["baseline: c\n", "variants: {a: {}, b: {against: c, settings: {epochs: 3}}}\n"])
 def test_an_unknown_baseline_is_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "mine.yaml"
