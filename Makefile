@@ -9,7 +9,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 RUN    := $(BIN)/python run_ablation.py
 
-.PHONY: demo test test-cluster test-gpu test-lowest test-pythons lint docs lock schemas bench bench-gpu clean
+.PHONY: results demo test test-cluster test-gpu test-lowest test-pythons lint docs lock schemas bench bench-gpu clean
 .DEFAULT_GOAL := demo
 
 # Stamps say which part of the environment is in place; a changed pyproject.toml renews it.
@@ -65,6 +65,18 @@ docs: $(VENV)/installed-docs
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
+
+# The results in docs/, from the runs of the campaign that ship with it.
+CAMPAIGN := --scale cpu --set data.name=folder --set data.path=cifar10 --set precision=bfloat16 --runs docs/campaign.tar.xz
+FIGURES  := stop-gradient/figure-positive-cosine-uniformity-centre stop-gradient/figure-spectrum \
+  predictor/figure batch-norm/figure batch-size/figure-sweep-batch-size comparison/figure-sweep-epochs \
+  output-dimension/figure-sweep-projector-output-dim cifar10/figure-linear small-models/figure-sweep-backbone-width
+results: $(VENV)/installed
+	$(RUN) report all $(CAMPAIGN) --out reports/campaign --markdown docs/results-cpu.md
+	$(RUN) report paper $(CAMPAIGN) --out reports/campaign-paper --markdown docs/results-paper.md
+	for name in $(FIGURES); do \
+	  cp reports/campaign/$${name%/*}-data*/$${name#*/}.svg docs/figures/$${name%/*}-$${name#*/}.svg || exit 1; done
+	cp reports/campaign/stop-gradient-data*/figure.png docs/stop-gradient-cpu.png
 
 # The JSON Schemas of the YAML files, from the models that read them.
 schemas: $(VENV)/installed

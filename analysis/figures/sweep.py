@@ -138,7 +138,9 @@ def lines_of(runs: pd.DataFrame, setting: str) -> pd.Series[str]:
     names = pd.Series("", index=runs.index)
     if "variant" in runs:
         found = runs["variant"].astype(str).map(method_of)
-        if found.nunique() < runs["variant"].nunique():  # else each name is a point of one line
+        places = pd.DataFrame({"name": found, "place": runs[setting].map(_text)}).drop_duplicates()
+        is_a_place = len(places) == places["name"].nunique() == places["place"].nunique()  # "1/4x", "1x"
+        if found.nunique() < runs["variant"].nunique() and not is_a_place:  # else each name is a point of one line
             names = found
     identity = runs["config" if "config" in runs else "variant"].astype(str)
     lines = dict[Any, str]()
@@ -166,8 +168,10 @@ def _telling_apart(line: pd.DataFrame, setting: str, identity: pd.Series[str]) -
 
     while num_mixed(keys) > 0:
         left = {path: num_mixed(keys + "|" + texts[path]) for path in candidates}
-        best = min(left, key=left.__getitem__, default=None)
-        if best is None or left[best] >= num_mixed(keys):
+        useful = [path for path in candidates if left[path] < num_mixed(keys)]
+        # The hash of the code comes last: runs of one configuration may have several, and it names no line well.
+        best = min(useful, key=lambda path: (path == "code", left[path]), default=None)
+        if best is None:
             raise ValueError(
                 f"setting: at one {setting} there are runs of several configurations"
                 f" ({', '.join(sorted(set(identity))[:4])}) that no column tells apart; a mean is over seeds alone"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -18,7 +18,7 @@ from analysis.figures.layout import reference_values
 from analysis.formats import DASH, escape_markdown, percent_range
 from analysis.frames.load import accuracy_of, came_to
 from analysis.report import page
-from analysis.report.in_words import no_results
+from analysis.report.in_words import answer, no_results
 from analysis.report.one_study import ReportFiles
 from analysis.report.page import Live, write_page
 from analysis.verdicts.family import Family, family
@@ -154,7 +154,7 @@ def markdown(reports: Sequence[ReportFiles], scale: Scale, command: str) -> str:
         "## How to read it",
         "",
         *(f"{text}\n" for text in HOW_TO_READ),
-        *(f"{escape_markdown(note)}\n" for note in shared),
+        *(f"{escape_markdown(note)}{where}\n" for note, where in shared.items()),
     ]
     if len(reports) > 1:
         whole = family(everything)
@@ -176,10 +176,19 @@ def _no_results(reports: Sequence[ReportFiles], scale: Scale) -> list[str]:
     return [f"**These are no results.** {reason}", ""] if reason else []
 
 
-def _shared_notes(reports: Sequence[ReportFiles]) -> list[str]:
-    """What stands under most tables, so that it is said once."""
-    found = Counter(note for report in reports for note in dict.fromkeys(report.table.notes))
-    return [note for note, count in found.items() if count > 1 and count >= len(reports) / 2]
+def _shared_notes(reports: Sequence[ReportFiles]) -> dict[str, str]:
+    """What would stand under most tables, so that it is said once, and under how many."""
+    found = Counter(note for report in reports for note in dict.fromkeys(_notes(report)))
+    shared = {note: count for note, count in found.items() if count > 1 and count >= len(reports) / 2}
+    return {
+        note: "" if count == len(reports) else f" ({count} of {len(reports)} studies)" for note, count in shared.items()
+    }
+
+
+def _notes(report: ReportFiles) -> list[str]:
+    """What is to be said of a study's runs, table and claims: of the warnings the first sentence."""
+    first_sentences = [warning.partition(". ")[0].rstrip(".") + "." for warning in report.warnings]
+    return [*first_sentences, *report.table.notes, *page.kinds(report.verdicts)]
 
 
 def _overview(reports: Sequence[ReportFiles]) -> list[str]:
@@ -205,22 +214,19 @@ def _anchor(report: ReportFiles) -> str:
     return report.study.name.replace("_", "-")
 
 
-def _section(report: ReportFiles, shared: Sequence[str], whole: Family | None) -> list[str]:
+def _section(report: ReportFiles, shared: Mapping[str, str], whole: Family | None) -> list[str]:
     study = report.study
     lines = [f'<a id="{_anchor(report)}"></a>\n', f"## {escape_markdown(study.title)}", ""]
     lines += [escape_markdown(" · ".join(filter(None, (study.where, study.question)))), ""]
-    lines += [report.table.grid(), ""]
+    lines += [escape_markdown(answer(report.verdicts, report.runs)), "", report.table.grid(), ""]
     for metric in dict.fromkeys((accuracy_of(report.runs), "knn_top1")):
         references = [f"{name} {percent_range(*ends)}" for name, ends, _ in reference_values(report.runs, metric)]
         what = METRICS[metric].name_in_table
         lines += [f"Without learning, {what}: {', '.join(references)}.", ""] if references else []
-    first_sentences = (warning.partition(". ")[0].rstrip(".") + "." for warning in report.warnings)
-    lines += [f"{escape_markdown(sentence)}\n" for sentence in first_sentences]
-    lines += [f"{escape_markdown(note)}\n" for note in report.table.notes if note not in shared]
+    lines += [f"{escape_markdown(note)}\n" for note in _notes(report) if note not in shared]
     if report.verdicts:
         lines += [in_words(report.verdicts), ""]
         lines += [*(_bullet(verdict, whole) for verdict in report.verdicts), ""]
-        lines += [f"{escape_markdown(sentence)}\n" for sentence in page.kinds(report.verdicts)]
     return lines
 
 

@@ -50,8 +50,9 @@ class OtherCode:
         shown = ", ".join(self.files[:4]) + (f" and {len(self.files) - 4} more" if len(self.files) > 4 else "")
         differ = f": {shown} changed since" if shown else ""
         unknown = f" (of {self.num_unknown}, which files is not on record)" if self.num_unknown else ""
+        of_all = "All" if self.num_other == self.num_done > 1 else f"{self.num_other} of {self.num_done}"
         text = (
-            f"{self.num_other} of {self.num_done} done runs were made by other training code than that at hand{differ}"
+            f"{of_all} done runs were made by other training code than that at hand{differ}"
             f"{unknown}. They count as they are; "
         )
         if self.num_newer:

@@ -15,11 +15,9 @@ from tests.conftest import ROOT, Command
 CHOSEN = ["--scale", "cpu", "--set", "data.name=folder", "--set", "data.path=cifar10", "--set", "precision=bfloat16"]
 
 
-@pytest.mark.parametrize("study", ["stop-gradient", "predictor"])
+@pytest.mark.parametrize("study", ["stop-gradient", "predictor", "batch-norm", "small-models"])
 def test_the_shipped_runs_give_the_tables_of_the_docs(study: str, command: Command, tmp_path: Path) -> None:
-    made = command(
-        "report", study, "--runs", str(ROOT / "docs" / "campaign.tar.xz"), *CHOSEN, "--seeds", "3", "--out", "out"
-    )
+    made = command("report", study, "--runs", str(ROOT / "docs" / "campaign.tar.xz"), *CHOSEN, "--out", "out")
     assert made.returncode == 0, made.stderr
     rows = [line for line in (tmp_path / "out" / "table.md").read_text().splitlines() if line.startswith("|")]
     assert len(rows) > 3
@@ -53,6 +51,15 @@ def test_the_shipped_runs_give_the_tables_of_the_docs(study: str, command: Comma
                 "dimensional collapse": {"dimensional collapse": 1},
                 "healthy": {"healthy": 19, "slow optimisation": 2},
                 "no convergence": {"no convergence": 1, "healthy": 1},
+            },
+        ),
+        (
+            4,
+            {
+                "complete collapse": {"complete collapse": 3, "dimensional collapse": 1},
+                "dimensional collapse": {"dimensional collapse": 1, "healthy": 1, "no convergence": 1},
+                "healthy": {"healthy": 31, "oscillation": 1, "slow optimisation": 3},
+                "no convergence": {"healthy": 6},
             },
         ),
     ],

@@ -76,6 +76,22 @@ def test_names_before_the_comma_are_lines() -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["BYOL", "SwAV"]
 
 
+def test_names_of_places_are_no_lines_and_no_hash_of_code_names_one() -> None:
+    """A width is on the axis; the images tell the lines apart, whichever code trained which run."""
+    few = ", a quarter of the images"
+    runs = sweep({"1/2x": 8, f"1/2x{few}": 8, "1x": 16, f"1x{few}": 16, "2x": 32}).rename(
+        columns={"batch_size": "backbone.width"}
+    )
+    runs = runs.assign(
+        config=runs["variant"],
+        code=["b" if few in variant else "a" for variant in runs["variant"]],
+        **{"data.num_train": [100 if few in variant else 400 for variant in runs["variant"]]},
+    )
+    figure = plot_sweep(runs, "backbone.width")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["data num train 400", "data num train 100"]
+    assert [curve[:, 0].tolist() for curve in curves(figure, 0)] == [[8, 16, 32], [8, 16]]
+
+
 def grid(seeds: int = 2, **changes: float) -> pd.DataFrame:
     """lr x batch size; the accuracy says which: 10 lr + batch size / 10, and the seed in hundredths."""
     return pd.DataFrame(
