@@ -57,7 +57,7 @@ Runs = Annotated[
         "--runs",
         envvar="ABLATION_RUNS",
         callback=_folder_of_runs,
-        help="The folder of runs. A command that only reads them takes an archive, too.",
+        help="The folder of runs; report, verify, diagnose, compare and predictors take an archive, too.",
     ),
 ]
 Data = Annotated[Path, typer.Option("--data", envvar="ABLATION_DATA", help="Where the images are.")]
@@ -274,6 +274,8 @@ def require_runs(plans: list[Plan], purpose: str) -> None:
     hints += [text.rstrip(".") for made in plans for text in _other_sources(made)]
     if not hints and (made := next((made for made in plans if made.unprepared), None)):
         hints = [f"its images are not in {made.data}"]
+    if not first.runs.exists():
+        hints = ["there is no such folder"]
     why = f" ({'; '.join(hints)})" if hints else ""
     raise StoreError(f"{first.runs}: holds no run of {which} at scale {first.scale.name} to {purpose}{why}  [--runs]")
 

@@ -227,7 +227,8 @@ def grid(
 ) -> None:
     """Train every combination of some settings, without a study file, e.g. `grid optimizer.lr=0.02,0.05 epochs=2,4`.
 
-    Writes the grid as a study file into the runs folder, so that `status` and `report` find it again.
+    Writes the grid as a study file into the runs folder, so that `status` and `report` find it again (with the same
+    --set).
     """
     from experiments.studies.study import grid_study, save_grid
 

@@ -203,7 +203,9 @@ def drawing(figure: Map, points: pd.DataFrame, runs: pd.DataFrame, paper: Mappin
     heading = "z of held-out images in two dimensions"
     chosen = chosen_runs(runs, "variant")
     if not chosen:
-        return absent(figure, heading, runs, f"none of its runs has embeddings.npz: {NOT_LOGGED}")
+        return absent(
+            figure, heading, runs, f"none of its runs has embeddings.npz: {NOT_LOGGED}, or were packed without"
+        )
     seeds = ", ".join(f"{label} seed {run['seed']}" for label, run, _ in chosen)
     counts = sorted({len(embeddings.z) for _, _, embeddings in chosen})
     caption = (

@@ -86,6 +86,9 @@ def plot_sweep(
         if base not in set(runs["variant"].astype(str)):
             raise ValueError(f"base: {base!r} is not a variant of the runs")
         unit = float(runs.loc[runs["variant"].astype(str) == base, setting].iloc[0])
+        if not unit or math.isnan(unit):
+            raise ValueError(f"base: {base!r} has a {setting} of {unit:g}, of which nothing is a multiple")
+    runs = runs[runs[setting].notna()]
     metric = accuracy_of(runs)
     accuracy = runs[f"final_{metric}"].where(counts(runs))
     runs = runs.assign(**{ACCURACY: accuracy, LINE: lines_of(runs, setting)})
@@ -147,7 +150,7 @@ def lines_of(runs: pd.DataFrame, setting: str) -> pd.Series[str]:
     for name, line in runs.groupby(names):
         chosen = _telling_apart(line, setting, identity[line.index])
         for index, run in line.iterrows():
-            parts = [f"{label_of(path)} {_text(run[path])}" for path in chosen]
+            parts = [f"{label_of(path)} {_text(run[path])}" for path in chosen if run[path] == run[path]]  # not NaN
             lines[index] = ", ".join([str(name)] * bool(name) + parts)
     labels: pd.Series[str] = pd.Series(lines, dtype=str).reindex(runs.index)
     return labels
@@ -252,7 +255,7 @@ def _finish(ax: Axes, ticks: Sequence[float], label: str, *, relative: bool) -> 
 
 
 def _factor(x: float) -> str:
-    return f"1/{round(1 / x)}x" if x < 1 and math.isclose(1 / x, round(1 / x)) else f"{x:g}x"
+    return f"1/{round(1 / x)}x" if 0 < x < 1 and math.isclose(1 / x, round(1 / x)) else f"{x:g}x"
 
 
 # --- in a report -------------------------------------------------------------------------------------------------
@@ -267,7 +270,8 @@ def drawing(figure: Sweep, points: pd.DataFrame, runs: pd.DataFrame, paper: Mapp
     present = set(runs["variant"].astype(str))
     swept = runs.assign(**{figure.setting: pd.to_numeric(runs[figure.setting], errors="coerce")})
     swept = swept.dropna(subset=[figure.setting])
-    base = figure.base if figure.base in set(swept["variant"]) else None  # it may be run at other scales only
+    of_base = swept.loc[swept["variant"] == figure.base, figure.setting]
+    base = figure.base if of_base.any() else None  # it may be run at other scales only; and of 0 nothing is a multiple
     with_value = [*swept["variant"].astype(str), *runs["variant"].astype(str)[runs["state"] != "done"]]
     metric = accuracy_of(swept)
     ended = swept[counts(swept)].dropna(subset=[f"final_{metric}"])

@@ -23,6 +23,7 @@ import pandas as pd
 from analysis.frames import cache
 from analysis.frames.run_files import PROVENANCE_TEXTS, Contents, note_missing, number, read_contents, read_object, text
 from experiments.runs.folder import RunFolder
+from experiments.studies.study import GRIDS
 from simsiam.record.catalogue import ACCURACY, CATALOGUE, CURVES
 from simsiam.settings.fields import NEW_SETTINGS, Settings, flatten, is_argument
 from simsiam.settings.identity import split_run_name
@@ -87,7 +88,8 @@ def load_runs(
     """
     root = Path(runs_dir)
     if folders is None:
-        names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith(".") and _is_folder(entry))
+        folders_there = (entry.name for entry in root.iterdir() if _is_folder(entry))
+        names = sorted(name for name in folders_there if not name.startswith(".") and name != GRIDS)
         cache.forget(root, names)
     else:
         names = list(folders)
@@ -135,7 +137,8 @@ def accuracy_of(runs: pd.DataFrame) -> str:
 def counted_or_all(runs: pd.DataFrame, hue: str) -> pd.DataFrame:
     """The runs that count; of a value of ``hue`` that has none of them, all."""
     does = counts(runs)
-    chosen: pd.DataFrame = runs[does | ~does.groupby(runs[hue], observed=True).transform("any")]
+    of_value = does.groupby(runs[hue], observed=True, dropna=False).transform("any").astype(bool)
+    chosen: pd.DataFrame = runs[does | ~of_value]
     return chosen
 
 
@@ -258,7 +261,7 @@ def _progress(folder: Path, contents: Contents, notes: list[str]) -> dict[str, A
             notes.append(f"result.json: outcome {outcome[:40]!r} is unknown to this version")
         row |= {"outcome": outcome, "stopped_early": result.get("stopped_early") is True}
         end = number(final.get("step"), "result.json: final step", notes)
-        if last and end != last["step"] and not math.isnan(end):
+        if last and end != last["step"] and not math.isnan(end) and outcome != "diverged":
             notes.append(f"its curves end at step {last['step']:.0f}, its result is of step {end:.0f}")
     return row
 

@@ -208,10 +208,11 @@ def _points(folder: Path, notes: list[str]) -> tuple[list[str], NDArray[np.float
         notes.append("its metrics cannot be read")
         return [], np.empty((0, 0))
     # A later attempt wins from its resume step on, so that steps only grow; a damaged file may mix them up.
-    steps = [point["step"] for point in points]
+    # Where a run diverged it says at the next logged step, of the step at which it did.
+    steps = [point["step"] for point in points if point.get("diverged") is not True]
     if any(after < before for before, after in itertools.pairwise(steps)):
         notes.append("the steps of its points are out of order")
-        points.sort(key=lambda point: float(point["step"]))
+    points.sort(key=lambda point: float(point["step"]))
     if not points:
         notes.append("no points logged")
     names = list(dict.fromkeys(name for point in points for name in point if name not in LONG))

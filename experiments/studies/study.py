@@ -478,6 +478,9 @@ def _known_keys(kind: type[BaseModel], keys: tuple[str, ...]) -> list[str]:
     return list(kind.model_fields)
 
 
+GRIDS = "grids"  # the folder, among those of the runs, of the grids that `grid` wrote down
+
+
 def save_grid(study: Study, runs: Path) -> Path:
     """Write an ad-hoc grid as a study file, so that it can be reported on later; the same grid gives the same file."""
     axes: dict[str, list[Any]] = {}
@@ -487,7 +490,7 @@ def save_grid(study: Study, runs: Path) -> Path:
             if plain not in axes.setdefault(setting, []):
                 axes[setting].append(plain)
     text = dump({"title": study.title, "grid": axes})
-    path = runs / "grids" / f"{study.name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}.yaml"
+    path = runs / GRIDS / f"{study.name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: file.write(text), aside=str(os.getpid()), mode="w")
     return path

@@ -314,6 +314,19 @@ def test_what_blows_up_does_not_flatten_the_rest(tmp_path: Path) -> None:
     assert "diverged" in [text.get_text() for text in figure.axes[0].texts]
 
 
+def test_a_run_that_diverged_between_two_points_is_not_called_damaged(tmp_path: Path) -> None:
+    """It finds out at the next logged step, whose values are not finite, and says of which step it was."""
+    folder = write_run(tmp_path, WITH, 0, "diverged")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    marked = next(line for line in lines if line.get("diverged"))
+    lines = [line for line in lines if line["step"] < marked["step"]]
+    lines += [{"epoch": marked["epoch"], "step": marked["step"] + 4, "loss": None}, marked]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, runs = load_runs(tmp_path)
+    assert runs.loc[0, "note"] == ""
+    assert runs.loc[0, "outcome"] == "diverged"
+
+
 def test_twelve_variants_are_told_apart_and_in_order(tmp_path: Path) -> None:
     for i in range(12):
         write_run(tmp_path, settings(batch_size=2 ** (i + 1)), 0, until=1.5, state="running")

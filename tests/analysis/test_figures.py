@@ -324,6 +324,17 @@ def test_two_dozen_panels_fit_a_page_and_no_title_runs_into_the_next(geometry: P
     assert len({(group.colour, str(group.dashes)) for group in groups}) == len(names)
 
 
+def test_runs_that_lack_the_setting_of_the_colour_are_left_out(geometry: Path) -> None:
+    """And a grid that the tool wrote down among them is no run."""
+    (geometry / "grids").mkdir(exist_ok=True)
+    points, runs = load_runs(geometry)
+    assert "grids" not in set(runs["run"])
+    runs["loss.arguments.mine"] = [1.0, *[np.nan] * (len(runs) - 1)]
+    for figure in (plot_spectra(runs, hue="loss.arguments.mine"), plot_map(runs, hue="loss.arguments.mine")):
+        figure.draw_without_rendering()
+    plot_training(points, runs, hue="loss.arguments.mine").draw_without_rendering()
+
+
 def legend_inside(figure: Figure) -> None:
     """The legend is within the page, and over no panel."""
     with matplotlib.rc_context(style.RC):

@@ -10,7 +10,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis.figures import style
-from analysis.figures.sweep import plot_sweep
+from analysis.figures.sweep import drawing, plot_sweep
+from experiments.studies.figures import Sweep as SweepFigure
 
 SIZES = (64, 128, 512)
 
@@ -90,6 +91,26 @@ def test_names_of_places_are_no_lines_and_no_hash_of_code_names_one() -> None:
     figure = plot_sweep(runs, "backbone.width")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["data num train 400", "data num train 100"]
     assert [curve[:, 0].tolist() for curve in curves(figure, 0)] == [[8, 16, 32], [8, 16]]
+
+
+def test_a_value_of_0_is_a_place_and_no_unit() -> None:
+    runs = sweep({"off": 0, "weak": 1, "strong": 10}, seeds=1)
+    figure = plot_sweep(runs, "batch_size", base="weak")
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0x", "1x", "10x"]
+    with pytest.raises(ValueError, match="'off' has a batch_size of 0"):
+        plot_sweep(runs, "batch_size", base="off")
+    points = pd.DataFrame()
+    made = drawing(SweepFigure(kind="sweep", setting="batch_size", base="off"), points, runs, {})
+    assert made.draw is not None
+    made.draw(style.TWO_COLUMNS)
+
+
+def test_runs_without_a_value_are_no_line() -> None:
+    runs = sweep({"a": 1, "b": 2, "of another loss": 3}, seeds=1)
+    runs = runs.astype({"batch_size": float}).assign(config=runs["variant"])
+    runs.loc[2, "batch_size"] = math.nan
+    (curve,) = curves(plot_sweep(runs, "batch_size"), 0)
+    assert curve[:, 0].tolist() == [1, 2]
 
 
 def grid(seeds: int = 2, **changes: float) -> pd.DataFrame:
