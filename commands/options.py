@@ -16,7 +16,7 @@ from commands.integrations import completion
 from simsiam.errors import SettingsError
 
 if TYPE_CHECKING:
-    from experiments.plan import Plan
+    from experiments.plan import Plan, PlannedCell
     from experiments.runs.code_changes import OtherCode
     from experiments.studies.study import Scale, Study
     from simsiam.settings.fields import Settings
@@ -163,12 +163,13 @@ def with_images(made: Plan, make: Callable[[], Plan], progress: Callable[[str], 
         prepare(data, made.data, progress=progress)
     if made.unprepared or any(fingerprint(data, made.data) != known for data, known in before.items()):
         made = make()  # now that the data's fingerprints are known
-    for settings in {planned.cell.settings.data: planned.cell.settings for planned in made.cells}.values():
+    for planned in {planned.cell.settings.data: planned for planned in made.cells}.values():
+        settings = planned.cell.settings
         num_train = len(load(settings.data, made.data).train)
         if settings.batch_size > num_train:
             raise SettingsError(
                 f"batch_size: {settings.batch_size} must be at most the {num_train} training images of"
-                f" {settings.data.name}"
+                f" {settings.data.name}  [{planned.cell.origins['batch_size']}]"
             )
     _try_own_parts(made, before_data=False)
     return made
@@ -182,20 +183,35 @@ def _try_own_parts(made: Plan, *, before_data: bool) -> None:
     from simsiam.data.sets import load
     from simsiam.settings.own import is_own, own_parts
 
-    settings = {planned.config_id: planned.cell.settings for planned in made.cells}.values()
     own = [
-        each for each in settings if own_parts(each).keys() - {"data.name"} and is_own(each.data.name) != before_data
+        planned
+        for planned in {planned.config_id: planned for planned in made.cells}.values()
+        if own_parts(planned.cell.settings).keys() - {"data.name"}
+        and is_own(planned.cell.settings.data.name) != before_data
     ]
     if own:
+        from simsiam.settings.own_code import OwnPartError
         from simsiam.training.trial import try_own_parts
 
-        for each in own:
+        for planned in own:
+            each = planned.cell.settings
             grey = each.data.name == "fashion-mnist"
             try:
                 try_own_parts(each, (1 if grey else 3) if before_data else load(each.data, made.data).num_channels)
             except SystemExit as end:
                 parts = ", ".join(f"{path} = {part}" for path, part in own_parts(each).items())
                 raise SettingsError(f"a part of one's own ends the program (exit code {end.code}): {parts}") from None
+            except OwnPartError as error:
+                raise OwnPartError(f"{error}\n{_of_variant(planned)}") from error
+
+
+def _of_variant(planned: PlannedCell) -> str:
+    """Whose parts failed, and with which arguments: the error of a part is its author's, and names neither."""
+    from simsiam.settings.fields import flatten, is_argument
+
+    values, origins = flatten(planned.cell.settings), planned.cell.origins
+    given = [f"{path}={values[path]!r}  [{origins[path]}]" for path in values if is_argument(path) and path in origins]
+    return "\n".join([f"tried for {planned.label}" + (", with" if given else ""), *(f"  {line}" for line in given)])
 
 
 def other_code_of(made: Plan) -> OtherCode | None:

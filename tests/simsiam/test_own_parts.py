@@ -417,3 +417,17 @@ def test_a_part_that_ends_the_program_is_an_error(command: Command, tmp_path: Pa
     assert done.returncode == 2
     assert re.search(r"error: a part of one's own ends the program \(exit code 0\): loss.name = .*se:f", done.stderr)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_part_that_fails_is_told_with_the_variant_and_the_arguments(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def loss(p, target, *, weight=1.0):\n    return (weight * p * target).mean()\n")
+    (tmp_path / "study.yaml").write_text(
+        "title: Mine\nsettings: {loss.name: 'mine:loss'}\nvariants:\n"
+        "  light: {settings: {loss.arguments.weight: 0.1}}\n  wrong: {settings: {loss.arguments.weight: a lot}}\n"
+    )
+    refused = command("run", "study.yaml", "--scale", "smoke", "--seeds", "1")
+    assert refused.returncode != 0
+    assert "mine.py, line 2" in refused.stderr
+    assert "tried for study: wrong s0" in refused.stderr
+    assert re.search(r"loss\.arguments\.weight='a lot' .*study\.yaml:5", refused.stderr)
+    assert not list((tmp_path / "runs").glob("*-s0"))
