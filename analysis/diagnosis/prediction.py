@@ -40,7 +40,8 @@ def predictions(
 
     groups: the runs of each study, say. points, runs: of :func:`analysis.load_runs`. accuracy: ``linear_top1`` or
     ``knn_top1``; None: the first of these that is logged. A configuration is the mean over its runs that have ended
-    and did not diverge. A diagnostic is its last value up to a share of the run.
+    and did not diverge. A diagnostic is its last value up to a share of the run. The loss is one of them only in a
+    group whose runs have one loss.
 
     Columns: ``group``, ``diagnostic``, ``share`` (of the run that was over), ``num`` (configurations), ``correlation``,
     ``low``, ``high`` (95 %, percentiles of a bootstrap over configurations), NaN where there are fewer than
@@ -57,9 +58,10 @@ def predictions(
     for group, chosen in groups.items():
         of_group = ended[ended["run"].isin(set(chosen))]
         final = of_group.groupby("config", sort=False)[f"final_{name}"].mean()
+        one_loss = "loss.name" not in of_group or of_group["loss.name"].nunique() <= 1  # else levels do not compare
         for share, values in at.items():
             means = values.loc[of_group["run"]].groupby(of_group["config"].to_numpy(), sort=False).mean()
-            for diagnostic in means:
+            for diagnostic in means if one_loss else means.columns.drop("loss", errors="ignore"):
                 pair = pd.concat([means[diagnostic], final], axis=1).dropna().to_numpy(float)
                 rows.append((group, diagnostic, share, len(pair), *correlation(pair)))
     made: pd.DataFrame = pd.DataFrame(

@@ -69,3 +69,12 @@ def test_few_configurations_and_runs_that_diverged_say_nothing() -> None:
     assert found["correlation"].isna().all()
     with pytest.raises(ValueError, match="logged knn_top1"):
         predictions({}, points, runs.drop(columns="final_knn_top1"), "knn_top1")
+
+
+def test_levels_of_different_losses_are_not_compared() -> None:
+    points, runs = runs_with(6)
+    points["loss"] = np.arange(len(points), dtype=float)
+    for names, is_there in ((["cosine"] * 6, True), (["cosine"] * 3 + ["nt-xent"] * 3, False)):
+        of_losses = runs.assign(**{"loss.name": np.repeat(names, 2)})
+        found = predictions({"study": runs["run"].tolist()}, points, of_losses)
+        assert ("loss" in set(found["diagnostic"])) == is_there
