@@ -45,6 +45,7 @@ def study_table(
     has_paper = any(result.top1 is not None for result in paper.values())
     has_differences = any(differences.against.values())
     has_directions = any(differences.paper_difference(name) is not None for name in paper)
+    of_metric = "" if differences.metric in metrics else f", {METRICS[differences.metric].name_in_table}"
     place = metrics.index(differences.metric) + 1 if differences.metric in metrics else 1
     before, after = (
         [Column(name, METRICS[name].heading, ours) for name in part] for part in (metrics[:place], metrics[place:])
@@ -54,7 +55,7 @@ def study_table(
         *[Column("paper_top1", "ImageNet linear top-1 (%)", "Paper")][: int(has_paper)],
         *[Column("published", "top-1 (%)", "Others", is_number=False)][: int(any((published or {}).values()))],
         *before,
-        *[Column("difference", "difference (points)", ours)][: int(has_differences)],
+        *[Column("difference", f"difference{of_metric} (points)", ours)][: int(has_differences)],
         *[Column("direction", "as in the paper?", ours, is_number=False)][: int(has_directions)],
         *after,
         Column("outcome", "outcome (runs)", ours, is_number=False),

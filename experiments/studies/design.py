@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 LOOKS = (3, 5, 8, 12, 16)
 LEVEL = 0.95
@@ -23,6 +23,19 @@ Looks = Annotated[
     BeforeValidator(lambda value: (value,) if isinstance(value, int) and not isinstance(value, bool) else value),
     Field(min_length=1, max_length=20),
     AfterValidator(_grow),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 2, "maximum": 1000},
+                {
+                    "type": "array",
+                    "items": {"type": "integer", "minimum": 2, "maximum": 1000},
+                    "minItems": 1,
+                    "maxItems": 20,
+                },
+            ]
+        }
+    ),
 ]
 Level = Annotated[float, Field(ge=0.8, le=0.999)]
 
