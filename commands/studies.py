@@ -165,7 +165,12 @@ def plan(
         console.print(text, highlight=False)
     for name, path in dict.fromkeys((settings.name, settings.path) for settings in made.unprepared):
         if name == "folder":
-            console.print(f"There are no prepared images of {data / path}/ yet.", highlight=False)
+            folder = data / path
+            if folder.is_dir():
+                text = f"There are no prepared images of {folder}/ yet."
+            else:
+                text = f"There is no folder {folder}/ (data.path is relative to --data)."
+            console.print(text, highlight=False)
         else:
             console.print(f"The images of {name} are not there yet; `run` gets them.", highlight=False)
 

@@ -423,6 +423,9 @@ def test_differences_are_paired_and_their_interval_is_scipy_s(pair: Path) -> Non
     assert row["difference_seeds"] == "3"
     assert (baseline["direction"], row["direction"]) == ("baseline", "agrees in sign, not in size (paper: −67.6)")
     assert "'with'" in " ".join(note for note in table.notes if note.startswith("Difference"))
+    of_knn = study_table(runs, paper, "x", "cpu", {"with": None, "without": "with"}, metrics=["knn_top1"])
+    headings = {column.key: column.heading for column in of_knn.columns}
+    assert headings["difference"] == "difference, linear top-1 (points)", "its accuracy has no column"
     one_seed = study_table(runs[runs["seed"] == 0], paper, "x", "cpu", {"with": None, "without": "with"}).lines()[1]
     assert one_seed[3].endswith("(1 seed)")
     assert one_seed[4] == "agrees in sign, not in size (paper: −67.6); direction only (1 seed)"
