@@ -384,3 +384,10 @@ def test_a_prepared_folder_that_has_changed_is_one_clear_message(capsys: pytest.
         raise _StaleError("the names of the files have changed", "Run: data prepare")
     assert ended.value.code == 1
     assert capsys.readouterr().err == "error: the names of the files have changed. Run: data prepare\n"
+
+
+def test_plan_says_that_a_folder_of_images_is_not_there(command: Command, tmp_path: Path) -> None:
+    options = ("plan", "stop-gradient", "--scale", "smoke", "--set", "data.name=folder", "--set", "data.path=mine")
+    assert "There is no folder data/mine/ (data.path is relative to --data)." in command(*options).stdout
+    (tmp_path / "data" / "mine").mkdir(parents=True)
+    assert "There are no prepared images of data/mine/ yet." in command(*options).stdout
