@@ -252,8 +252,9 @@ def _other_sources(made: Plan) -> list[str]:
 
     return [
         f"{count(number, 'run')} of this study {'was' if number == 1 else 'were'} made by another version of {file}"
-        f" ({', '.join(digests)}). What is there is left alone: `compare` and `diagnose` show such runs by name,"
-        f" and all commands do with that version, which {made.runs / FOLDER} keeps, in its place again."
+        f" ({', '.join(digests)}). A version is that of the file and of what it imports from beside it. What is there"
+        " is left alone: `compare` and `diagnose` show such runs by name. To go on with that version, copy"
+        f" {made.runs / FOLDER}/{digests[0]}/ back to where {file} is."
         for file, (number, digests) in runs_by_other_sources(made).items()
     ]
 

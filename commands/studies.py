@@ -271,7 +271,9 @@ def status(
     seen = watcher.look()
     if as_json:
         printed = plan_json(made)
+        words = _came_to(made, [row.planned.run_id for row in seen.rows if row.status.result])
         for item, row in zip(printed["cells"], seen.rows, strict=True):
+            item["diagnosis"] = words.get(row.planned.run_id)
             item |= {"state": row.state, "host": row.seen.get("host"), "seconds_left": row.left, "slurm": row.queue}
         return print_json({**printed, "summary": seen.summary(), "notes": seen.notes})
     if cell is not None and cell > len(made.cells):

@@ -280,6 +280,8 @@ def test_a_user_s_own_study_runs_from_any_folder(command: Command, tmp_path: Pat
     assert command("run", "mine.yaml", "--scale", "smoke").returncode == 0
     status = json.loads(command("status", "mine.yaml", "--scale", "smoke", "--json").stdout)
     assert [cell["state"] for cell in status["cells"]] == ["done"]
+    (diagnosis,) = json.loads(command("diagnose", "mine.yaml", "--scale", "smoke", "--json").stdout)
+    assert status["cells"][0]["diagnosis"] == diagnosis["verdict"]
 
 
 def test_unknown_scale_names_the_nearest() -> None:
