@@ -24,6 +24,7 @@ from analysis.frames import cache
 from analysis.frames.run_files import PROVENANCE_TEXTS, Contents, note_missing, number, read_contents, read_object, text
 from experiments.runs.folder import RunFolder
 from experiments.studies.study import GRIDS
+from simsiam.errors import SettingsError
 from simsiam.record.catalogue import ACCURACY, CATALOGUE, CURVES
 from simsiam.settings.fields import NEW_SETTINGS, Settings, flatten, is_argument
 from simsiam.settings.identity import split_run_name
@@ -84,9 +85,13 @@ def load_runs(
     numbers were logged. ``runs``: one row per run: :data:`RUN_COLUMNS`, then every setting by its dotted path. A named
     folder that does not exist is a row too, with the state ``missing``. What was read is kept in
     ``RUNS_DIR/.analysis``, see :mod:`analysis.frames.cache`, unless ``use_cache`` is false. Raises FileNotFoundError if
-    ``runs_dir`` itself does not exist and no folder is named.
+    ``runs_dir`` itself does not exist and no folder is named, SettingsError if it is a file, such as an archive.
     """
     root = Path(runs_dir)
+    if root.is_file():
+        raise SettingsError(
+            f"runs_dir: {root} is a file, and a folder of runs is wanted; `unpack` makes one of an archive"
+        )
     if folders is None:
         folders_there = (entry.name for entry in root.iterdir() if _is_folder(entry))
         names = sorted(name for name in folders_there if not name.startswith(".") and name != GRIDS)

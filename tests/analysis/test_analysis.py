@@ -314,6 +314,12 @@ def test_what_blows_up_does_not_flatten_the_rest(tmp_path: Path) -> None:
     assert "diverged" in [text.get_text() for text in figure.axes[0].texts]
 
 
+def test_an_archive_is_no_folder_of_runs(tmp_path: Path) -> None:
+    (tmp_path / "runs.tar.xz").write_bytes(b"")
+    with pytest.raises(SettingsError, match=r"runs\.tar\.xz is a file.*unpack"):
+        load_runs(tmp_path / "runs.tar.xz")
+
+
 def test_a_run_that_diverged_between_two_points_is_not_called_damaged(tmp_path: Path) -> None:
     """It finds out at the next logged step, whose values are not finite, and says of which step it was."""
     folder = write_run(tmp_path, WITH, 0, "diverged")
