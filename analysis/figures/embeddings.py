@@ -40,13 +40,13 @@ def plot_embeddings(spectra: Mapping[str, tuple[int, Sequence[float]]], *, width
         widest = max((dim for dim, _ in shown.values()), default=2)
         below = below_axis(shown)
         for place, (name, (dim, values)) in enumerate(shown.items()):
-            label = Path(name).name.replace("$", r"\$") if place < MOST_NAMES else None
+            label = Path(name).name if place < MOST_NAMES else None
             drawn = [value if value > LOWEST else math.nan for value in values]  # what rounding makes of 0
             style_of: dict[str, Any] = {"color": colours((place + 1) / len(shown)), "linewidth": 1.3, "label": label}
             if name in below:
                 drawn = [LOWEST] * len(values)
                 style_of |= {"linewidth": 2.2, "linestyle": (0, (2, 1)), "clip_on": False}
-                style_of["label"] = label and f"{label} (below $10^{{-5}}$)"
+                style_of["label"] = label and f"{label} (below {LOWEST:g})"
             ax.plot(spectrum_ranks(dim), drawn, **style_of)
         ax.axhline(1 / math.sqrt(widest), color=style.REFERENCE, linestyle="--", linewidth=0.8)
         ax.set_xlim(1, widest)

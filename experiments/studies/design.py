@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field
 
 LOOKS = (3, 5, 8, 12, 16)
 LEVEL = 0.95
@@ -18,24 +18,15 @@ def _grow(looks: tuple[int, ...]) -> tuple[int, ...]:
     return looks
 
 
+_NumSeeds = Annotated[int, Field(ge=2, le=1000)]
+_Several = Annotated[tuple[_NumSeeds, ...], Field(min_length=1, max_length=20)]
 Looks = Annotated[
-    tuple[Annotated[int, Field(ge=2, le=1000)], ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, int) and not isinstance(value, bool) else value),
-    Field(min_length=1, max_length=20),
-    AfterValidator(_grow),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": 2, "maximum": 1000},
-                {
-                    "type": "array",
-                    "items": {"type": "integer", "minimum": 2, "maximum": 1000},
-                    "minItems": 1,
-                    "maxItems": 20,
-                },
-            ]
-        }
+    _Several,
+    BeforeValidator(
+        lambda value: (value,) if isinstance(value, int) and not isinstance(value, bool) else value,
+        json_schema_input_type=_NumSeeds | _Several,
     ),
+    AfterValidator(_grow),
 ]
 Level = Annotated[float, Field(ge=0.8, le=0.999)]
 

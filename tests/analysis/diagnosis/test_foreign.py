@@ -423,7 +423,9 @@ def test_a_spectrum_below_the_axis_is_drawn_at_its_edge(tmp_path: Path) -> None:
     assert "point.npy: all its singular values are below 1e-05" in result.stderr
     spectra = {name: (16, measure(read_embeddings(tmp_path / name))["spectrum"]) for name in ("good.npy", "point.npy")}
     assert max(spectra["point.npy"][1]) < LOWEST < min(spectra["good.npy"][1])
-    (ax,) = plot_embeddings(spectra).axes
+    figure = plot_embeddings(spectra)
+    (ax,), (legend,) = figure.axes, figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["good.npy", "point.npy (below 1e-05)"]
     (of_point,) = [line for line in ax.lines if str(line.get_label()).startswith("point.npy (below")]
     assert set(np.asarray(of_point.get_ydata())) == {LOWEST}
     assert not of_point.get_clip_on()
